@@ -1,0 +1,91 @@
+"""Files that are whole or not there: atomic writing, JSON, the project's folders, errors that teach."""
+
+import difflib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class StudyError(Exception):
+    """Something the user can mend: the message says what was wrong, what was found and what to do."""
+
+
+def unknown(kind: str, name: str, valid) -> StudyError:
+    """Returns the error for a name that is not in `valid`, with the nearest valid names."""
+    near = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return StudyError(f"unknown {kind} {name!r}.{hint} Valid: {', '.join(valid)}.")
+
+
+def project_root() -> Path:
+    """Returns the checkout this package was installed from, or the working directory."""
+    root = Path(__file__).resolve().parents[1]
+    return root if (root / "pyproject.toml").exists() else Path.cwd()
+
+
+def cache_dir() -> Path:
+    """Returns the folder for everything that can be made again: `RTL_CACHE_DIR`, or data/cache."""
+    return Path(os.environ.get("RTL_CACHE_DIR") or project_root() / "data" / "cache")
+
+
+def results_dir() -> Path:
+    """Returns the folder of records: `RTL_RESULTS_DIR`, or results (with local/ and reference/ in it)."""
+    return Path(os.environ.get("RTL_RESULTS_DIR") or project_root() / "results")
+
+
+@contextmanager
+def atomic(path: Path):
+    """Yields a temporary path beside `path` that replaces it when the block ends well.
+
+    Raises: StudyError when the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise StudyError(
+            f"could not write {path}: {reason}. Nothing was left half-written; free some space or "
+            "check the folder's permissions, then run again."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value) -> None:
+    """Writes `value` as readable JSON, atomically. Raises: ValueError on NaN or infinity."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path):
+    """Returns the JSON value in `path`. Raises: StudyError when it is missing, cut short or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path} does not exist.") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise StudyError(
+            f"{path} is not whole JSON ({error}). It was probably cut short; delete it and run again."
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the sha256 of a file's bytes, as hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
