@@ -1,0 +1,218 @@
+"""Frozen settings: experiments, pre-training, study sizes; JSON both ways and an identity for each."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+
+from rtl_core.storage import StudyError, file_sha256, unknown
+
+SOURCES = ("random", "word2vec-sg", "word2vec-cbow", "domain-sentence", "domain-paragraph")
+PREFIXED = ("file:", "permuted:")  # file:PATH and permuted:SOURCE
+READOUTS = ("averaged", "input-layer")
+CHOICES = {
+    "model": ("lstm", "unigram", "kneser-ney"),
+    "readout": READOUTS,
+    "input_mode": ("finetuned", "frozen"),
+    "output_init": ("random", "tied"),
+    "criterion": ("sampled-softmax", "softmax"),
+    "train_context": ("stream", "document", "sentence"),
+    "schedule": ("one-cycle", "constant"),
+}
+SCORE_CONTEXTS = ("document", "stream", "sentence")
+# Raised by hand when a change of code changes results, so that an old model is never taken for a new one.
+RECIPE = {"pretrain": 1, "run": 1}
+
+
+def check_source(source: str) -> str:
+    """Returns `source` if it names one. Raises: StudyError with the nearest valid names."""
+    base = source
+    while base.startswith("permuted:"):
+        base = base.removeprefix("permuted:")
+    if base.startswith("file:"):
+        path = Path(base.removeprefix("file:"))
+        if not path.is_file():
+            raise StudyError(f"source {source!r}: there is no file {path}. Give file:PATH with an existing file.")
+    elif base not in SOURCES:
+        raise unknown("source", base, (*SOURCES, "file:PATH", "permuted:SOURCE"))
+    return source
+
+
+def derive_seed(seed: int, *purpose) -> int:
+    """Returns an independent 63-bit seed for one purpose, so that streams of randomness never share draws."""
+    text = json.dumps([seed, *purpose])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def identity(*parts) -> str:
+    """Returns the sha256 of JSON-able parts in canonical form."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class _Config:
+    """What all settings share: choices are checked, variants are made with `replace`, JSON goes both ways."""
+
+    def __post_init__(self):
+        for name, valid in CHOICES.items():
+            if hasattr(self, name) and getattr(self, name) not in valid:
+                raise unknown(name, str(getattr(self, name)), valid)
+        if hasattr(self, "source"):
+            check_source(self.source)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            bounds = f.metadata.get("range")
+            if bounds and value is not None and not bounds[0] <= value <= bounds[1]:
+                raise StudyError(f"{f.name} = {value} is out of range; give {bounds[0]} to {bounds[1]}.")
+
+    def replace(self, **changes):
+        """Returns a copy with some fields changed. Raises: StudyError for an unknown field."""
+        names = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in names:
+                raise unknown("setting", name, names)
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict:
+        """Returns the settings as a JSON-able dict."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict):
+        """Returns settings from `to_dict`. Raises: StudyError for an unknown key, with the nearest valid one."""
+        names = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in names:
+                raise unknown("setting", key, names)
+        return cls(**values)
+
+
+def _setting(default, meaning: str, low=None, high=None):
+    """A field with its meaning (also its help text) and, for numbers, the valid range."""
+    return field(default=default, metadata={"help": meaning, "range": None if low is None else (low, high)})
+
+
+@dataclass(frozen=True)
+class PretrainConfig(_Config):
+    """How one embedding table is pre-trained. Everything here is part of its identity."""
+
+    source: str = "word2vec-sg"
+    dim: int = _setting(128, "columns of the table", 2, 4096)
+    readout: str = _setting("averaged", "of contextual sources: mean state over all occurrences, or input layer")
+    epochs: int | None = _setting(None, "passes over the text; None: the source's own default", 1, 1000)
+    text: str = "corpus"  # which text is read: the whole training split
+    seed: int = _setting(0, "random seed", 0, 2**31)
+
+    @property
+    def base(self) -> "PretrainConfig":
+        """The settings of X for the control permuted:X."""
+        return self.replace(source=self.source.removeprefix("permuted:"))
+
+
+@dataclass(frozen=True)
+class Experiment(_Config):
+    """One language model to train and score: text, source of its embeddings, transfer, criterion, model, seed."""
+
+    # text
+    corpus: str = _setting("docstrings", "name of the corpus, or folder:PATH")
+    vocab_size: int | None = _setting(10_000, "word types with <unk> and <eos>; none: all", 3, 10**7)
+    lm_tokens: int | None = _setting(None, "LM training text, a seeded subset; none: all", 1, 10**12)
+    valid_tokens: int | None = _setting(None, "validation text; none: all", 1, 10**12)
+    test_tokens: int | None = _setting(None, "test text; none: all", 1, 10**12)
+    # source of the input embeddings
+    source: str = _setting("random", "where the input embeddings come from")
+    readout: str = _setting("averaged", "of contextual sources: mean state over all occurrences, or input layer")
+    pretrain_epochs: int | None = _setting(None, "passes of pre-training; none: the source's default", 1, 1000)
+    # transfer
+    input_mode: str = _setting("finetuned", "whether the LM trains the embeddings it received")
+    output_init: str = _setting("random", "output layer: its own, or tied to the input table")
+    input_rms: float = _setting(1.0, "root mean square at which the centred table enters", 1e-6, 1e6)
+    # model
+    model: str = _setting("lstm", "lstm, or one of the bounds")
+    hidden_size: int = _setting(128, "LSTM units, also the embedding dimension", 1, 16384)
+    n_layers: int = _setting(1, "LSTM layers", 1, 16)
+    dropout: float = _setting(0.0, "dropout on the LSTM's inputs and outputs", 0.0, 0.95)
+    # training
+    criterion: str = _setting("sampled-softmax", "training criterion; scoring is always exact")
+    n_samples: int = _setting(1024, "words drawn for each batch by sampled softmax", 1, 10**7)
+    train_context: str = _setting("stream", "where the state is reset in training and validation")
+    batch_size: int = _setting(32, "parallel streams, documents or sentences", 1, 65536)
+    window: int = _setting(35, "tokens of truncated back-propagation through time", 1, 10**6)
+    learning_rate: float = _setting(4e-3, "peak learning rate of Adam", 1e-8, 1e3)
+    schedule: str = _setting("one-cycle", "linear up then down to zero, or constant")
+    weight_decay: float = _setting(0.0, "decoupled weight decay", 0.0, 10.0)
+    clip: float = _setting(1.0, "largest norm of the gradient of the mean loss", 1e-6, 1e6)
+    max_epochs: int = _setting(8, "most passes over the LM's text", 1, 10_000)
+    patience: int = _setting(2, "epochs without gain on validation before stopping", 1, 10_000)
+    seed: int = _setting(0, "random seed, of the pre-training too", 0, 2**31)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.output_init == "tied" and self.input_mode == "frozen":
+            raise StudyError(
+                "input_mode frozen with output_init tied would freeze the output layer too; choose finetuned, "
+                "or output_init random."
+            )
+
+    @property
+    def pretraining(self) -> PretrainConfig:
+        """The settings of the pre-training behind this experiment."""
+        return PretrainConfig(
+            self.source, self.hidden_size, self.readout, self.pretrain_epochs, seed=self.seed
+        )
+
+    @cached_property
+    def file_inputs(self) -> dict[str, str]:
+        """sha256 of the contents of `file:` sources: identity follows the content, never the path."""
+        path = self.source.rpartition("permuted:")[2]
+        return {"file": file_sha256(path.removeprefix("file:"))} if path.startswith("file:") else {}
+
+    def identity(self, corpus_fingerprint: str) -> str:
+        """Returns the sha256 over settings, corpus, contents of files and recipe version."""
+        settings = self.to_dict()
+        if self.corpus.startswith("folder:"):  # its fingerprint says all: the same text in another place
+            settings["corpus"] = "folder:"
+        if self.file_inputs:  # the same file under another name is the same experiment
+            settings["source"] = settings["source"].partition("file:")[0] + "file:"
+        return identity(settings, corpus_fingerprint, self.file_inputs, RECIPE)
+
+
+@dataclass(frozen=True)
+class StudySize(_Config):
+    """How much text and how many seeds: the same study at several sizes."""
+
+    seeds: int  # language models an arm, each with its own pre-training
+    settings: dict  # of Experiment
+    bound_epochs: int | None = None  # passes over all training text for the upper bound; None: left out
+
+
+# The arms of the study, each a change to the baseline: source random, fine-tuned.
+STUDY_ARMS = (
+    {"source": "random"},
+    {"source": "random", "input_mode": "frozen"},
+    {"source": "word2vec-sg"},
+    {"source": "word2vec-sg", "input_mode": "frozen"},
+    {"source": "word2vec-cbow"},
+    {"source": "domain-sentence"},
+    {"source": "domain-paragraph"},
+    {"source": "permuted:word2vec-sg"},
+)
+
+STUDY_SIZES = {
+    "smoke": StudySize(1, {
+        "vocab_size": 500, "hidden_size": 8, "lm_tokens": 4_000, "valid_tokens": 1_000, "test_tokens": 2_000,
+        "n_samples": 64, "batch_size": 8, "max_epochs": 1, "pretrain_epochs": 1,
+    }),
+    "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 30_000, "test_tokens": 60_000}),
+    "laptop": StudySize(3, {"lm_tokens": 350_000, "valid_tokens": 30_000}, bound_epochs=3),
+    "full": StudySize(5, {"lm_tokens": 1_000_000}, bound_epochs=4),
+}
+
+NAMED = {
+    # recipe fixed on validation
+    "wikitext-2-fast": Experiment(
+        corpus="wikitext-2", vocab_size=None, hidden_size=200, output_init="tied", dropout=0.1,
+        learning_rate=8e-3, max_epochs=2,
+    ),
+}
