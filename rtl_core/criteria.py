@@ -1,0 +1,91 @@
+"""How the output layer is trained, and how it is scored: always exactly, by the full softmax in float32."""
+
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+CHUNK_ELEMENTS = 2**21  # logits held at a time while scoring: 8 MiB stay in cache, whatever the vocabulary
+
+
+@cache
+def fast_bf16(device_type: str = "cpu") -> bool:
+    """Returns whether the processor multiplies bf16 matrices in hardware (elsewhere it is slower than fp32)."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    found = torch.cpu.get_capabilities() if device_type == "cpu" else {}
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def matmul(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
+    """Returns a @ b.T in float32, the product itself in bf16 if asked for. Shapes: (N, D), (M, D) -> (N, M)."""
+    return (a.bfloat16() @ b.bfloat16().T).float() if bf16 else a @ b.T
+
+
+class OutputLayer(nn.Module):
+    """A linear layer over the vocabulary, its bias started at the log of the training text's word frequencies.
+
+    Shapes: weight (V, D), bias (V,); q (V,), the sampling distribution, proportional to count + 1.
+    """
+
+    def __init__(self, weight: nn.Parameter, counts: np.ndarray, n_samples: int | None = None):
+        super().__init__()
+        frequency = torch.from_numpy(np.asarray(counts, dtype=np.float64) + 1)
+        log_q = (frequency / frequency.sum()).log().float()
+        self.weight = weight
+        self.bias = nn.Parameter(log_q.clone())
+        self.n_samples = n_samples  # None: full softmax
+        self.bf16 = fast_bf16(weight.device.type)
+        self.register_buffer("log_q", log_q, persistent=False)
+        self.register_buffer("cumulative_q", log_q.double().exp().cumsum(0), persistent=False)
+
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the summed training loss in nats. Shapes: hidden (N, D), targets (N,)."""
+        if self.n_samples is None:
+            logits = matmul(hidden, self.weight, self.bf16) + self.bias
+            return F.cross_entropy(logits, targets, reduction="sum")
+        return self.sampled_loss(hidden, targets, self.sample(hidden.device))
+
+    def sample(self, device) -> torch.Tensor:
+        """Returns `n_samples` word ids drawn with replacement from q, shared by the batch. Shape (S,)."""
+        draws = torch.rand(self.n_samples, dtype=torch.float64, device=device) * self.cumulative_q[-1]
+        return torch.searchsorted(self.cumulative_q, draws).clamp_(max=len(self.cumulative_q) - 1)
+
+    def sampled_loss(self, hidden: torch.Tensor, targets: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Returns the summed loss log Z' - s_y, where Z' estimates the softmax's normaliser from the sample.
+
+        Z' adds exp(s_j) / (S q_j) over the draws and the true word: log(S q) is subtracted from every logit,
+        the true one included, and draws that hit the true word stay. That makes the loss a ranking noise-
+        contrastive estimate, whose optimum is the true distribution for every S. The term log(S q_y), which
+        has no parameters, is left out, so that the value tends to the full softmax's loss as S grows.
+
+        Shapes: hidden (N, D), targets (N,), sample (S,).
+        Source: Ma and Collins 2018, equation 5 (ranking objective); Jean et al. 2015, section 3.
+        """
+        n_samples = len(sample)
+        rows = torch.cat([targets, sample])
+        weight, bias = F.embedding(rows, self.weight), self.bias[rows]
+        correction = self.log_q[rows] + float(np.log(n_samples))
+        n = len(targets)
+        true = (hidden * weight[:n]).sum(1) + bias[:n]  # (N,)
+        noise = matmul(hidden, weight[n:], self.bf16) + (bias[n:] - correction[n:])  # (N, S)
+        normaliser = torch.logaddexp(noise.logsumexp(1), true - correction[:n])
+        return (normaliser - true).sum()
+
+    @torch.no_grad()
+    def nats(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns -log p(target) of each token under the exact softmax in float32.
+
+        The vocabulary's logits are made a chunk of tokens at a time. Shapes: hidden (N, D), targets (N,) -> (N,).
+        """
+        rows = max(16, CHUNK_ELEMENTS // len(self.bias))
+        weight = self.weight.float()
+        out = torch.empty(len(targets), device=hidden.device)
+        for start in range(0, len(targets), rows):
+            part = slice(start, start + rows)
+            logits = torch.addmm(self.bias, hidden[part].float(), weight.T)  # (rows, V)
+            true = logits.gather(1, targets[part, None]).squeeze(1)
+            out[part] = logits.logsumexp(1) - true
+        return out

@@ -1,0 +1,117 @@
+"""The language model: an LSTM that receives its input table and its output layer."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rtl_core.batches import Batch
+from rtl_core.config import Experiment
+from rtl_core.corpora.vocabulary import Vocabulary
+from rtl_core.criteria import OutputLayer
+from rtl_core.storage import StudyError, atomic, read_json, write_json
+from rtl_core.training import Loss
+
+
+class InputTable(nn.Module):
+    """Word vectors by id. Frozen rows stay as they are; rows of words no source covers stay trainable.
+
+    Shapes: table (V, D); covered bool (V,). `scale` multiplies what is looked up: √D where the table is
+    tied to the output and stored small.
+    """
+
+    def __init__(self, table: torch.Tensor, covered: torch.Tensor, frozen: bool = False, scale: float = 1.0):
+        super().__init__()
+        self.frozen, self.scale = frozen, scale
+        if frozen:
+            rows = torch.full((len(table),), -1)
+            rows[~covered] = torch.arange(int((~covered).sum()))
+            self.register_buffer("fixed", table.clone())
+            self.register_buffer("rows", rows)  # of the trainable part, -1 where the row is fixed
+            self.weight = nn.Parameter(table[~covered].clone())
+        else:
+            self.weight = nn.Parameter(table.clone())
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Returns vectors. Shapes: ids (B, T) -> (B, T, D)."""
+        if not self.frozen:
+            return nn.functional.embedding(ids, self.weight) * self.scale
+        rows = self.rows[ids]
+        free = nn.functional.embedding(rows.clamp(min=0), self.weight)
+        return torch.where((rows >= 0)[..., None], free, self.fixed[ids]) * self.scale
+
+
+class LSTMLanguageModel(nn.Module):
+    """Predicts each word from the words before it.
+
+    Shapes: hidden size H equals the output layer's columns; the input table's D may differ.
+    """
+
+    def __init__(self, table: InputTable, lstm: nn.LSTM, output: OutputLayer, dropout: float = 0.0):
+        super().__init__()
+        self.table, self.lstm, self.output = table, lstm, output
+        self.dropout = nn.Dropout(dropout)
+
+    def states(self, inputs: torch.Tensor, state=None):
+        """Returns the hidden states and the recurrent state. Shapes: inputs (B, T) -> (B, T, H)."""
+        return self.lstm(self.dropout(self.table(inputs)), state)
+
+    def loss(self, batch: Batch, state=None) -> Loss:
+        """Returns the summed training loss over the batch's real tokens, and the detached state."""
+        if state is not None:  # units that have ended are the last rows: the batch may be narrower
+            state = tuple(part[:, : len(batch.inputs)].contiguous() for part in state)
+        hidden, state = self.states(batch.inputs, state)
+        if batch.mask is None:
+            hidden, targets = hidden.flatten(0, 1), batch.targets.flatten()
+        else:
+            hidden, targets = hidden[batch.mask], batch.targets[batch.mask]
+        total = self.output.loss(self.dropout(hidden), targets)
+        return Loss(total, len(targets), tuple(part.detach() for part in state))
+
+
+def make_lstm(experiment: Experiment) -> nn.LSTM:
+    """Returns the untrained LSTM of an experiment; its input dimension is its hidden size."""
+    size, layers = experiment.hidden_size, experiment.n_layers
+    between = experiment.dropout if layers > 1 else 0.0
+    return nn.LSTM(size, size, layers, batch_first=True, dropout=between)
+
+
+def save_model(
+    folder: Path, model: LSTMLanguageModel, vocabulary: Vocabulary, experiment: Experiment, tokenizer: str
+) -> None:
+    """Writes all that scoring a text needs: weights, vocabulary, settings and the corpus's tokenizer."""
+    tensors = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    if experiment.output_init == "tied":
+        del tensors["output.weight"]
+    vocabulary.save(folder / "vocabulary.json")
+    with atomic(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
+    write_json(folder / "experiment.json", {"experiment": experiment.to_dict(), "tokenizer": tokenizer})
+
+
+def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
+    """Returns what `save_model` wrote: the model, its vocabulary and the name of its tokenizer.
+
+    Raises: StudyError when a part is missing or not whole.
+    """
+    notes = read_json(folder / "experiment.json")
+    vocabulary = Vocabulary.load(folder / "vocabulary.json")
+    experiment = Experiment(**notes["experiment"])
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (SafetensorError, FileNotFoundError) as error:
+        raise StudyError(f"the model in {folder} is not whole ({error}); train it again.") from error
+    tied, frozen = experiment.output_init == "tied", experiment.input_mode == "frozen"
+    size = experiment.hidden_size
+    if frozen:
+        table = InputTable(tensors["table.fixed"], tensors["table.rows"] < 0, frozen=True)
+    else:
+        table = InputTable(tensors["table.weight"], torch.ones(len(vocabulary), dtype=torch.bool))
+        table.scale = size**0.5 if tied else 1.0
+    weight = table.weight if tied else nn.Parameter(tensors["output.weight"])
+    output = OutputLayer(weight, vocabulary.counts)  # counts start the bias, which is loaded next
+    model = LSTMLanguageModel(table, make_lstm(experiment), output, experiment.dropout)
+    model.load_state_dict(tensors, strict=not tied)
+    return model.eval(), vocabulary, notes["tokenizer"]

@@ -1,0 +1,156 @@
+"""One loop: same seed, same history; interrupted and resumed, the same weights."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rtl_core.batches import Batch
+from rtl_core.storage import StudyError
+from rtl_core.training import Loss, Optimisation, fit, mean_loss
+
+
+class Regression(nn.Module):
+    """Squared error with dropout, so that the random state matters; no recurrent state."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(3, 1), nn.Dropout(0.2)
+
+    def loss(self, batch, state=None):
+        """Returns the summed squared error."""
+        error = self.linear(self.dropout(batch.inputs)).squeeze(1) - batch.targets
+        return Loss(error.square().sum(), len(error))
+
+
+def batches(epoch=0):
+    generator = torch.Generator().manual_seed(epoch)
+    for _ in range(5):
+        inputs = torch.randn(8, 3, generator=generator)
+        yield Batch(inputs, inputs.sum(1))
+
+
+def model():
+    torch.manual_seed(0)
+    return Regression()
+
+
+def trained(**options):
+    objective = model()
+    settings = Optimisation(learning_rate=0.05, max_epochs=options.pop("max_epochs", 4), patience=9)
+    history = fit(objective, batches, lambda: mean_loss(objective, batches(99)), settings, **options)
+    return objective, history
+
+
+def losses(history):
+    return [(row["train_loss"], row["valid_loss"]) for row in history.rows]
+
+
+def test_same_seed_same_history_another_seed_another():
+    (_, a), (_, b), (_, c) = trained(seed=1), trained(seed=1), trained(seed=2)
+    assert losses(a) == losses(b) != losses(c)
+
+
+def test_training_leaves_the_callers_random_state_untouched():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    objective = Regression.__new__(Regression)
+    state = torch.get_rng_state()
+    objective = model()
+    torch.set_rng_state(state)
+    fit(objective, batches, lambda: mean_loss(objective, batches(99)), Optimisation(max_epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_mean_loss_weights_batches_by_their_counts():
+    objective = model()
+    parts = [Batch(torch.randn(n, 3), torch.randn(n)) for n in (1, 20)]
+    whole = Batch(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
+    assert mean_loss(objective, parts) == pytest.approx(mean_loss(objective, [whole]), rel=1e-5)
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
+    expected, history = trained()
+    objective, checkpoint, epochs = model(), tmp_path / "run.safetensors", []
+
+    def interrupted(epoch):
+        epochs.append(epoch)
+        if len(epochs) == stop_at + 2:  # the first call counts the steps
+            raise KeyboardInterrupt
+        return batches(epoch)
+
+    settings = Optimisation(learning_rate=0.05, max_epochs=4, patience=9)
+    first = fit(objective, interrupted, lambda: mean_loss(objective, batches(99)), settings, checkpoint=checkpoint)
+    assert first.interrupted and len(first.rows) == stop_at
+    resumed, second = trained(checkpoint=checkpoint)
+    assert losses(second) == losses(history)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_ctrl_c_keeps_what_was_learnt():
+    objective = model()
+    start = {name: value.clone() for name, value in objective.state_dict().items()}
+    calls = []
+
+    def stop_in_second_epoch(epoch):
+        calls.append(epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return batches(epoch)
+
+    history = fit(objective, stop_in_second_epoch, lambda: mean_loss(objective, batches(99)), Optimisation())
+    assert history.interrupted and len(history.rows) == 1
+    assert not torch.equal(start["linear.weight"], objective.linear.weight)
+
+
+def test_training_stops_on_validation_and_keeps_the_best_weights():
+    objective, values = model(), iter([3.0, 1.0, 2.0, 2.5, 9.0])
+    kept = []
+
+    def validate():
+        kept.append(objective.linear.weight.detach().clone())
+        return next(values)
+
+    history = fit(objective, batches, validate, Optimisation(max_epochs=9, patience=2))
+    assert len(history.rows) == 4
+    assert torch.equal(objective.linear.weight, kept[1])
+
+
+def test_converged_means_that_the_last_epoch_gained_at_most_one_per_cent():
+    for last, expected in ((0.985, False), (0.995, True), (1.2, True)):
+        objective, values = model(), iter([2.0, 1.0, last])
+        history = fit(objective, batches, lambda: next(values), Optimisation(max_epochs=3, patience=9))
+        assert history.converged is expected
+
+
+def test_a_loss_that_is_not_finite_fails_and_keeps_the_last_good_weights():
+    objective = model()
+
+    def poisoned(epoch):
+        for batch in batches(epoch):
+            yield batch._replace(targets=batch.targets * (math.nan if epoch == 1 else 1))
+
+    history = fit(objective, poisoned, lambda: mean_loss(objective, batches(99)), Optimisation(max_epochs=3))
+    assert "nan" in history.failed and len(history.rows) == 1
+    assert torch.isfinite(objective.linear.weight).all()
+
+
+def test_a_checkpoint_cut_short_says_what_to_do(tmp_path):
+    checkpoint = tmp_path / "run.safetensors"
+    trained(checkpoint=checkpoint, max_epochs=1)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(StudyError, match="not whole.*delete it"):
+        trained(checkpoint=checkpoint)
+
+
+def test_the_schedule_peaks_at_the_learning_rate_and_ends_near_zero():
+    settings = Optimisation(learning_rate=0.5, warmup=0.2)
+    rates = [settings.rate(step, 100) for step in range(100)]
+    assert max(rates) == pytest.approx(0.5) and np.argmax(rates) in (19, 20)
+    assert 0 < rates[-1] < 0.01
+    assert Optimisation(learning_rate=0.5, schedule="constant").rate(99, 100) == 0.5
