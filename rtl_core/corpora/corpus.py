@@ -97,7 +97,9 @@ class Corpus:
             documents = tuple(Document(i, domain, split, tuple(p)) for i, domain, split, p in rows)
             return cls(notes["name"], documents, notes["tokenizer"], ast.literal_eval(notes["report"]))
         except (pa.ArrowException, OSError, KeyError) as error:
-            raise StudyError(f"{path} is not a whole corpus file ({error}); delete it and run again.") from error
+            raise StudyError(
+                f"{path} is not a whole corpus file ({error}); delete it and run again."
+            ) from error
 
 
 def sample_documents(documents, n_tokens: int | None, seed: int = 0) -> tuple[Document, ...]:

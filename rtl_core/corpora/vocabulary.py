@@ -101,7 +101,9 @@ class Vocabulary:
                     tokens.extend(get(word, UNK_ID) for word in line.split())
                     tokens.append(EOS_ID)
         ends = [np.array([*s, len(tokens)], dtype=np.int64) for s in starts]
-        return Encoded(np.array(tokens, dtype=np.int32), *ends, np.array(labels, dtype=np.int64), tuple(names))
+        return Encoded(
+            np.array(tokens, dtype=np.int32), *ends, np.array(labels, dtype=np.int64), tuple(names)
+        )
 
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Returns the words of `ids`."""

@@ -1,0 +1,94 @@
+"""Text in: `load_corpus(name)` returns any corpus, parsed once and kept; the rest serves `rtl data`."""
+
+import re
+from functools import partial
+
+from rtl_core.config import identity
+from rtl_core.corpora import docstrings, folder, public
+from rtl_core.corpora.corpus import SPLITS, Corpus, Document, sample_documents
+from rtl_core.corpora.sources import all_sources, checked_files, download, raw_files, source
+from rtl_core.corpora.vocabulary import Vocabulary
+from rtl_core.storage import StudyError, cache_dir
+
+__all__ = [
+    "Corpus", "Document", "Vocabulary", "check", "corpora_table", "get", "load_corpus", "sample_documents"
+]  # fmt: skip
+RECIPE = 1  # raised by hand when a change of code changes the text of a corpus
+
+
+def _reader(name: str):
+    """Returns the function that reads a corpus from its origin, and what identifies that origin's content."""
+    if name.startswith("folder:"):
+        files = folder.checked_files(name.removeprefix("folder:"))
+        return partial(folder.read_folder, name, files), files
+    if name == "docstrings":
+        return docstrings.read_docstrings, [docstrings.installed_versions(), source(name)]
+    source(name)  # or it is unknown
+    files, checksums = checked_files(name)
+    return partial(public.READERS[name], files), checksums
+
+
+def load_corpus(name: str) -> Corpus:
+    """Returns docstrings, wikitext-2, ag-news, 20newsgroups or folder:PATH. Nothing is downloaded.
+
+    The parsed text is kept in the cache under the content of its origin: a changed file is read again.
+    Raises: StudyError for an unknown name, and for files that are missing, damaged or not what is expected.
+    """
+    read, content = _reader(name)
+    key = identity(name, content, RECIPE)[:16]
+    path = cache_dir() / "corpora" / f"{re.sub('[^0-9A-Za-z]+', '-', name)[-40:]}-{key}.parquet"
+    if path.exists():
+        return Corpus.load(path)
+    corpus = read()
+    differing = differences(corpus)
+    if differing and name != "docstrings":
+        raise StudyError(f"corpus {name}: {'; '.join(differing)}. Get the files with `rtl data get {name}`.")
+    corpus.save(path)
+    return corpus
+
+
+def differences(corpus: Corpus) -> list[str]:
+    """Returns a phrase for every count that is not as sources.toml expects; a folder has no expectations."""
+    expected = all_sources().get(corpus.name, {}).get("expected", {})
+    read = corpus.report.get("read", {})
+    return [f"{key}: {read[key]:,} where {n:,} are expected" for key, n in expected.items() if read[key] != n]
+
+
+def corpora_table() -> list[dict]:
+    """Returns a row for every named corpus: whether it is at hand, where, its licence and home."""
+    rows = []
+    for name, entry in all_sources().items():
+        try:
+            files = raw_files(name) if name in public.READERS else {}
+            where = next((str(path.parent) for path in files.values()), "installed packages")
+            row = {"name": name, "at_hand": True, "where": where}
+        except StudyError:
+            row = {"name": name, "at_hand": False, "where": f"run `rtl data get {name}`"}
+        rows.append(row | {"licence": entry["licence"], "home": entry["home"]})
+    return rows
+
+
+def get(name: str) -> str:
+    """Returns a line about the corpus, after it was downloaded, if it was not at hand, and read."""
+    if name in public.READERS:
+        try:
+            raw_files(name)
+        except StudyError:
+            download(name)
+    corpus = load_corpus(name)
+    sizes = ", ".join(f"{split} {corpus.n_tokens(split):,}" for split in SPLITS)
+    return f"{name} is at hand: {len(corpus.documents):,} documents; tokens: {sizes}."
+
+
+def check(name: str | None = None) -> list[dict]:
+    """Returns a row for the corpus (None: for every named one): whether it reads as expected, or why not."""
+    rows = []
+    for each in [name] if name else all_sources():
+        try:
+            corpus = load_corpus(each)
+            found = corpus.report.get("versions", []) + differences(corpus)
+            tokens = {f"{split}_tokens": corpus.n_tokens(split) for split in SPLITS}
+            rows.append({"name": each, "ok": not found, "found": "; ".join(found) or "as expected"} | tokens)
+        except StudyError as error:
+            rows.append({"name": each, "ok": False, "found": str(error)})
+    return rows
