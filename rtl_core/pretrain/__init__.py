@@ -1,0 +1,128 @@
+"""From a source's name to its embeddings: loaded if they were made before, else trained and kept."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from filelock import FileLock
+
+from rtl_core.config import RECIPE, PretrainConfig, derive_seed, identity
+from rtl_core.corpora.corpus import Corpus
+from rtl_core.corpora.vocabulary import Vocabulary
+from rtl_core.embeddings import Embeddings
+from rtl_core.pretrain.pretrained import Pretrained, provenance
+from rtl_core.storage import StudyError, cache_dir, file_sha256, read_json, write_json
+
+__all__ = ["PRETRAINERS", "Pretrained", "pretrain"]
+log = logging.getLogger(__name__)
+Pretrainer = Callable[[Corpus, Vocabulary, PretrainConfig], Pretrained]
+
+
+def _random(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
+    """A Gaussian table of root mean square 1: what every other source is compared with."""
+    rng = np.random.default_rng(derive_seed(config.seed, "pretrain", config.source))
+    table = rng.standard_normal((len(vocabulary), config.dim), dtype=np.float32)
+    nothing = {"text": None, "text_fingerprint": None, "readout": None, "epochs": 0}
+    return Pretrained(Embeddings(vocabulary.words, table, provenance(config, corpus, 0, 0.0, **nothing)))
+
+
+def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
+    """The user's own vectors, for the words of the vocabulary: what they were trained on is not known."""
+    started, path = perf_counter(), config.source.removeprefix("file:")
+    vectors = Embeddings.from_file(path)
+    if vectors.dim != config.dim:
+        raise StudyError(
+            f"{path} has vectors of {vectors.dim} dimensions, {config.dim} expected. Ask for {vectors.dim}, "
+            f"or make a smaller file: Embeddings.from_file(PATH).reduced({config.dim}).to_word2vec(NEW)."
+        )
+    words = tuple(word for word in vocabulary.words[2:] if word in vectors)
+    if not words:
+        raise StudyError(
+            f"{path} has no word in common with the vocabulary: {', '.join(vectors.words[:5])} there, "
+            f"{', '.join(vocabulary.words[2:7])} here. If they differ by case, make a folded file: "
+            "Embeddings.from_file(PATH, case_fold=True).to_word2vec(NEW)."
+        )
+    unknown = {"text": None, "text_fingerprint": None, "readout": None, "epochs": None, **vectors.provenance}
+    facts = provenance(config, corpus, None, perf_counter() - started, **unknown)
+    return Pretrained(Embeddings(words, vectors.lookup(words)[0], facts))
+
+
+def _sibling(module: str) -> Pretrainer:
+    """The `pretrain` of a module beside this one, imported when it is first used."""
+    return lambda *arguments: import_module(f"{__name__}.{module}").pretrain(*arguments)
+
+
+PRETRAINERS: dict[str, Pretrainer] = {
+    "random": _random,
+    "word2vec-sg": _sibling("word2vec"),
+    "word2vec-cbow": _sibling("word2vec"),
+    "domain-sentence": _sibling("domain"),
+    "domain-paragraph": _sibling("domain"),
+}
+
+
+def pretrain(
+    source: str | PretrainConfig, corpus: Corpus, vocabulary: Vocabulary | None = None, **settings
+) -> Pretrained:
+    """Returns the embeddings of a source with its task's scores, loaded if the same were made before.
+
+    `settings` are those of `PretrainConfig`: dim (128), seed (0), readout ("averaged"), epochs (None: the
+    source's own). Without `vocabulary` it is the 10,000 most frequent types of the training split. A loaded
+    result has no model.
+    Raises: StudyError for an unknown source or setting, with the nearest valid ones.
+    """
+    given = source.to_dict() if isinstance(source, PretrainConfig) else {"source": source}
+    config = PretrainConfig.from_dict(given | settings)
+    vocabulary = vocabulary or Vocabulary.build(corpus.split("train"), 10_000)
+    if config.source.startswith("permuted:"):
+        made = pretrain(config.base, corpus, vocabulary)
+        control = made.embeddings.permuted(derive_seed(config.seed, "permuted"))
+        return replace(made, embeddings=control, model=None)
+    if config.source == "random":  # faster made than read
+        return _random(corpus, vocabulary, config)
+    path = _stored_at(config, corpus, vocabulary)
+    return _load(path, config) or _train(path, config, corpus, vocabulary)
+
+
+def _stored_at(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Path:
+    settings, kind = config.to_dict(), config.source.partition(":")[0]
+    if kind == "file":  # the content counts, not the path
+        settings["source"] = file_sha256(config.source.removeprefix("file:"))
+    key = identity(settings, corpus.fingerprint, vocabulary.fingerprint, RECIPE["pretrain"])
+    return cache_dir() / "pretrained" / f"{kind}-{config.seed}-{key[:16]}.json"
+
+
+def _load(path: Path, config: PretrainConfig) -> Pretrained | None:
+    table = path.with_suffix(".safetensors")
+    if not (path.exists() and table.exists()):
+        return None
+    embeddings, notes = Embeddings.load(table), read_json(path)
+    facts = embeddings.provenance
+    log.info("loaded %s (trained in %.0f s on %s)", config.source, facts["seconds"], facts["date"])
+    return Pretrained(embeddings, notes["scores"], notes["history"])
+
+
+def _train(path: Path, config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Pretrained:
+    with _lock(path):
+        done = _load(path, config)  # another process may have trained it while this one waited
+        if done:
+            return done
+        log.info("training %s", config.source)
+        function = _from_file if config.source.startswith("file:") else PRETRAINERS[config.source]
+        made = function(corpus, vocabulary, config)
+        made.embeddings.save(path.with_suffix(".safetensors"))
+        write_json(path, {"scores": made.scores, "history": made.history})
+    return made
+
+
+def _lock(path: Path):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path.with_suffix(".lock")).acquire()
+    except OSError as error:
+        advice = "Set RTL_CACHE_DIR to a folder that can be written."
+        raise StudyError(f"cannot write to {path.parent}: {error.strerror or error}. {advice}") from error
