@@ -103,7 +103,12 @@ def located_batches(text: Encoded, context: str, batch_size: int, window: int, o
 
 
 def sequence_batches(
-    tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, labels: np.ndarray, batch_tokens: int, order=None
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    labels: np.ndarray,
+    batch_tokens: int,
+    order=None,
 ) -> Iterator[Batch]:
     """Yields labelled sequences of similar length, padded with `<eos>`, about `batch_tokens` tokens a batch.
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-CHUNK_ELEMENTS = 2**21  # logits held at a time while scoring: 8 MiB stay in cache, whatever the vocabulary
+BLOCK_TOKENS, BLOCK_WORDS = 256, 1024  # logits held at a time while scoring: 1 MiB stays in cache
+SAFE_LOGIT = 70.0  # exp(70) times any vocabulary is a float32
 
 
 @cache
@@ -30,13 +31,16 @@ class OutputLayer(nn.Module):
     Shapes: weight (V, D), bias (V,); q (V,), the sampling distribution, proportional to count + 1.
     """
 
-    def __init__(self, weight: nn.Parameter, counts: np.ndarray, n_samples: int | None = None):
+    def __init__(
+        self, weight: nn.Parameter, counts: np.ndarray, n_samples: int | None = None, sparse: bool = False
+    ):
         super().__init__()
         frequency = torch.from_numpy(np.asarray(counts, dtype=np.float64) + 1)
         log_q = (frequency / frequency.sum()).log().float()
         self.weight = weight
         self.bias = nn.Parameter(log_q.clone())
         self.n_samples = n_samples  # None: full softmax
+        self.sparse = sparse  # gradients of the sampled rows only: for training.RowwiseAdamW
         self.bf16 = fast_bf16(weight.device.type)
         self.register_buffer("log_q", log_q, persistent=False)
         self.register_buffer("cumulative_q", log_q.double().exp().cumsum(0), persistent=False)
@@ -66,7 +70,7 @@ class OutputLayer(nn.Module):
         """
         n_samples = len(sample)
         rows = torch.cat([targets, sample])
-        weight, bias = F.embedding(rows, self.weight), self.bias[rows]
+        weight, bias = F.embedding(rows, self.weight, sparse=self.sparse), self.bias[rows]
         correction = self.log_q[rows] + float(np.log(n_samples))
         n = len(targets)
         true = (hidden * weight[:n]).sum(1) + bias[:n]  # (N,)
@@ -78,14 +82,25 @@ class OutputLayer(nn.Module):
     def nats(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Returns -log p(target) of each token under the exact softmax in float32.
 
-        The vocabulary's logits are made a chunk of tokens at a time. Shapes: hidden (N, D), targets (N,) -> (N,).
+        The logits exist only a block of tokens × words at a time. Where the sizes of states and weights prove
+        that no exponential can overflow, the normaliser is summed without first looking for the largest logit.
+
+        Shapes: hidden (N, D), targets (N,) -> (N,).
         """
-        rows = max(16, CHUNK_ELEMENTS // len(self.bias))
-        weight = self.weight.float()
-        out = torch.empty(len(targets), device=hidden.device)
-        for start in range(0, len(targets), rows):
-            part = slice(start, start + rows)
-            logits = torch.addmm(self.bias, hidden[part].float(), weight.T)  # (rows, V)
-            true = logits.gather(1, targets[part, None]).squeeze(1)
-            out[part] = logits.logsumexp(1) - true
-        return out
+        hidden, weight = hidden.float(), self.weight.float()
+        largest = hidden.norm(dim=1).max() * weight.norm(dim=1).max() + self.bias.abs().max()
+        normaliser = torch.cat(
+            [
+                self._log_normaliser(part, weight, safe=bool(largest < SAFE_LOGIT))
+                for part in hidden.split(BLOCK_TOKENS)
+            ]
+        )
+        return normaliser - (hidden * weight[targets]).sum(1) - self.bias[targets]
+
+    def _log_normaliser(self, hidden: torch.Tensor, weight: torch.Tensor, safe: bool) -> torch.Tensor:
+        """Returns the log of the sum of exponentials over the vocabulary. Shapes: (n, D), (V, D) -> (n,)."""
+        blocks = zip(weight.split(BLOCK_WORDS), self.bias.split(BLOCK_WORDS))
+        logits = (torch.addmm(bias, hidden, rows.T) for rows, bias in blocks)  # (n, block)
+        if safe:
+            return torch.stack([block.exp_().sum(1) for block in logits]).sum(0).log()
+        return torch.stack([block.logsumexp(1) for block in logits]).logsumexp(0)

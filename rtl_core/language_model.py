@@ -19,12 +19,19 @@ class InputTable(nn.Module):
     """Word vectors by id. Frozen rows stay as they are; rows of words no source covers stay trainable.
 
     Shapes: table (V, D); covered bool (V,). `scale` multiplies what is looked up: √D where the table is
-    tied to the output and stored small.
+    tied to the output and stored small. `sparse`: gradients of the looked-up rows only.
     """
 
-    def __init__(self, table: torch.Tensor, covered: torch.Tensor, frozen: bool = False, scale: float = 1.0):
+    def __init__(
+        self,
+        table: torch.Tensor,
+        covered: torch.Tensor,
+        frozen: bool = False,
+        scale: float = 1.0,
+        sparse: bool = False,
+    ):
         super().__init__()
-        self.frozen, self.scale = frozen, scale
+        self.frozen, self.scale, self.sparse = frozen, scale, sparse
         if frozen:
             rows = torch.full((len(table),), -1)
             rows[~covered] = torch.arange(int((~covered).sum()))
@@ -37,10 +44,28 @@ class InputTable(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Returns vectors. Shapes: ids (B, T) -> (B, T, D)."""
         if not self.frozen:
-            return nn.functional.embedding(ids, self.weight) * self.scale
+            return nn.functional.embedding(ids, self.weight, sparse=self.sparse) * self.scale
         rows = self.rows[ids]
         free = nn.functional.embedding(rows.clamp(min=0), self.weight)
         return torch.where((rows >= 0)[..., None], free, self.fixed[ids]) * self.scale
+
+
+class LockedDropout(nn.Module):
+    """Dropout whose mask is the same at every step of a window: fewer draws, and the LSTM's usual form.
+
+    Source: Gal and Ghahramani 2016, section 4.2.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Returns `values`, some units zero, the others scaled up. Shapes: (B, T, D) -> (B, T, D)."""
+        if not self.training or self.rate == 0:
+            return values
+        keep = torch.rand(len(values), 1, values.shape[2], device=values.device) >= self.rate
+        return values * (keep / (1 - self.rate))
 
 
 class LSTMLanguageModel(nn.Module):
@@ -52,7 +77,7 @@ class LSTMLanguageModel(nn.Module):
     def __init__(self, table: InputTable, lstm: nn.LSTM, output: OutputLayer, dropout: float = 0.0):
         super().__init__()
         self.table, self.lstm, self.output = table, lstm, output
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = LockedDropout(dropout)
 
     def states(self, inputs: torch.Tensor, state=None):
         """Returns the hidden states and the recurrent state. Shapes: inputs (B, T) -> (B, T, H)."""
@@ -63,11 +88,12 @@ class LSTMLanguageModel(nn.Module):
         if state is not None:  # units that have ended are the last rows: the batch may be narrower
             state = tuple(part[:, : len(batch.inputs)].contiguous() for part in state)
         hidden, state = self.states(batch.inputs, state)
+        hidden = self.dropout(hidden)
         if batch.mask is None:
             hidden, targets = hidden.flatten(0, 1), batch.targets.flatten()
         else:
             hidden, targets = hidden[batch.mask], batch.targets[batch.mask]
-        total = self.output.loss(self.dropout(hidden), targets)
+        total = self.output.loss(hidden, targets)
         return Loss(total, len(targets), tuple(part.detach() for part in state))
 
 

@@ -63,6 +63,57 @@ class History:
         return len(losses) > 1 and losses[-2] - losses[-1] <= 0.01
 
 
+class RowwiseAdamW(torch.optim.AdamW):
+    """AdamW for all parameters but looked-up tables, whose rows it updates as they are touched.
+
+    A parameter with a sparse gradient is trained by Adam without momentum (beta1 = 0). Its rows then move only
+    in steps that touch them, and the second moment of an untouched row only decays, which is made up for at
+    its next touch: a step costs what it touches and equals the dense step exactly. (Updating moments only when
+    touched, as torch.optim.SparseAdam does, would train a word seen every K steps √K times more slowly.)
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Updates every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    self._update_rows(parameter, group)
+                    parameter.grad = None
+        return super().step(closure)
+
+    def _update_rows(self, parameter, group) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["touched"] = torch.zeros(len(parameter), device=parameter.device)  # step of the last touch
+        state["step"] += 1
+        gradient = parameter.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()  # (n,), (n, D)
+        beta2, step, rate = group["betas"][1], state["step"].item(), group["lr"]
+        decay = beta2 ** (step - state["touched"][rows])[:, None]  # (n, 1)
+        second = state["exp_avg_sq"][rows].mul_(decay).addcmul_(values, values, value=1 - beta2)
+        state["exp_avg_sq"][rows], state["touched"][rows] = second, step
+        spread = (second / (1 - beta2**step)).sqrt_().add_(group["eps"])
+        weight = parameter[rows].mul_(1 - rate * group["weight_decay"])
+        parameter[rows] = weight.addcdiv_(values, spread, value=-rate)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scales the gradients, sparse ones too, so that their joint norm is at most `largest`."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            gradients.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    scale = largest / (norm + 1e-6)
+    if scale < 1:
+        torch._foreach_mul_(gradients, scale)
+
+
 class Diverged(Exception):
     """The training loss became infinite or NaN."""
 
@@ -78,9 +129,13 @@ def device() -> torch.device:
 
 def to_device(batch: Batch, where: torch.device) -> Batch:
     """Returns the batch on a device."""
-    return batch._replace(**{
-        name: value.to(where) for name, value in batch._asdict().items() if isinstance(value, torch.Tensor)
-    })
+    return batch._replace(
+        **{
+            name: value.to(where)
+            for name, value in batch._asdict().items()
+            if isinstance(value, torch.Tensor)
+        }
+    )
 
 
 @torch.no_grad()
@@ -104,7 +159,6 @@ def fit(
     *,
     seed: int = 0,
     checkpoint: Path | None = None,
-    label: str = "training",
 ) -> History:
     """Returns the history of training `objective`, which ends with the weights that were best on validation.
 
@@ -113,56 +167,54 @@ def fit(
     epoch) equals one that was never interrupted; the caller's random state is left untouched. Ctrl-C returns
     what was learnt; a loss that is not finite ends training with `failed` set.
     """
-    steps = sum(1 for _ in batches(0))
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        parameters, optimisation.learning_rate, weight_decay=optimisation.weight_decay, fused=True
-    )
+    decay = optimisation.weight_decay
+    optimiser = RowwiseAdamW(parameters, optimisation.learning_rate, weight_decay=decay, fused=True)
     history, best = History(), _weights(objective)
-    epochs = range(optimisation.max_epochs)
     if checkpoint is not None and checkpoint.exists():
         history.rows, best = _resume(checkpoint, objective, optimiser)
-        epochs = range(len(history.rows), optimisation.max_epochs)
-    with torch.random.fork_rng(enabled=True):
-        try:
-            for epoch in epochs:
-                if _stalled(history.rows) >= optimisation.patience:
-                    break
+    steps = sum(1 for _ in batches(0))
+    try:
+        for epoch in range(len(history.rows), optimisation.max_epochs):
+            if _stalled(history.rows) >= optimisation.patience:
+                break
+            bar = tqdm(
+                batches(epoch), _label(objective, epoch, optimisation), steps, leave=False, disable=None
+            )
+            started = perf_counter()
+            with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "epoch", epoch))
-                started = perf_counter()
-                bar = tqdm(batches(epoch), label, steps, leave=False, disable=None, unit="batch")
-                bar.set_postfix(epoch=f"{epoch + 1}/{optimisation.max_epochs}")
-                loss = _epoch(objective, bar, optimiser, optimisation, (epoch * steps, optimisation.max_epochs * steps))
-                trained = perf_counter()
-                row = {"epoch": epoch + 1, "train_loss": loss, "valid_loss": validate()}
-                row |= {"seconds": trained - started, "validation_seconds": perf_counter() - trained}
-                history.rows.append(row)
-                if _stalled(history.rows) == 0:
-                    best = _weights(objective)
-                if checkpoint is not None:
-                    _save_checkpoint(checkpoint, objective, optimiser, history.rows, best)
-        except KeyboardInterrupt:
-            history.interrupted = True
-        except Diverged as error:
-            history.failed = str(error)
+                loss = _epoch(objective, bar, optimiser, optimisation, epoch * steps)
+            trained = perf_counter()
+            row = {"epoch": epoch + 1, "train_loss": loss, "valid_loss": validate()}
+            row |= {"seconds": trained - started, "validation_seconds": perf_counter() - trained}
+            history.rows.append(row)
+            best = best if _stalled(history.rows) else _weights(objective)
+            if checkpoint is not None:
+                _save_checkpoint(checkpoint, objective, optimiser, history.rows, best)
+    except KeyboardInterrupt:
+        history.interrupted = True
+    except Diverged as error:
+        history.failed = str(error)
     objective.load_state_dict(best)
     return history
 
 
-def _epoch(objective, batches, optimiser, optimisation: Optimisation, steps: tuple[int, int]) -> float:
-    """Trains one epoch; returns the mean nats per prediction. `steps`: those done, and all there will be.
+def _label(objective, epoch: int, optimisation: Optimisation) -> str:
+    return f"{type(objective).__name__}, epoch {epoch + 1} of {optimisation.max_epochs} at most"
 
-    Raises: Diverged.
-    """
+
+def _epoch(objective, batches: tqdm, optimiser, optimisation: Optimisation, done: int) -> float:
+    """Trains one epoch after `done` steps; returns the mean nats per prediction. Raises: Diverged."""
     objective.train()
     where, state, total, count = next(objective.parameters()).device, None, 0.0, 0
     for step, batch in enumerate(batches):
         loss = objective.loss(to_device(batch, where), None if batch.fresh else state)
         optimiser.zero_grad(set_to_none=True)
         (loss.total / loss.count).backward()
-        nn.utils.clip_grad_norm_(objective.parameters(), optimisation.clip, foreach=True)
+        clip_gradients(objective.parameters(), optimisation.clip)
         for group in optimiser.param_groups:
-            group["lr"] = optimisation.rate(steps[0] + step, steps[1])
+            group["lr"] = optimisation.rate(done + step, batches.total * optimisation.max_epochs)
         optimiser.step()
         value = loss.total.item()
         if not math.isfinite(value):

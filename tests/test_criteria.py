@@ -35,9 +35,21 @@ def test_nats_equal_log_softmax_in_float64():
     assert torch.allclose(layer.nats(hidden, targets).double(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])  # 100: logits too large to sum without care
+@pytest.mark.parametrize(("tokens", "vocab_size"), [(1, 5), (300, 1024), (700, 2500)])
+def test_blocks_change_no_number(scale, tokens, vocab_size):
+    layer = output(vocab_size=vocab_size)
+    hidden, targets = torch.randn(tokens, D) * scale, torch.randint(vocab_size, (tokens,))
+    logits = hidden.double() @ layer.weight.double().T + layer.bias.double()
+    expected = nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert torch.allclose(layer.nats(hidden, targets).double(), expected, rtol=1e-5, atol=1e-5 * scale)
+
+
 def test_full_loss_is_the_sum_of_exact_nats():
     layer, (hidden, targets) = output(), batch()
-    assert layer.loss(hidden, targets).item() == pytest.approx(layer.nats(hidden, targets).sum().item(), rel=1e-5)
+    assert layer.loss(hidden, targets).item() == pytest.approx(
+        layer.nats(hidden, targets).sum().item(), rel=1e-5
+    )
 
 
 def test_sampled_softmax_at_50_v_samples_equals_the_full_softmax():

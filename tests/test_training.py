@@ -9,7 +9,7 @@ from torch import nn
 
 from rtl_core.batches import Batch
 from rtl_core.storage import StudyError
-from rtl_core.training import Loss, Optimisation, fit, mean_loss
+from rtl_core.training import Loss, Optimisation, RowwiseAdamW, clip_gradients, fit, mean_loss
 
 
 class Regression(nn.Module):
@@ -84,7 +84,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
         return batches(epoch)
 
     settings = Optimisation(learning_rate=0.05, max_epochs=4, patience=9)
-    first = fit(objective, interrupted, lambda: mean_loss(objective, batches(99)), settings, checkpoint=checkpoint)
+    first = fit(
+        objective, interrupted, lambda: mean_loss(objective, batches(99)), settings, checkpoint=checkpoint
+    )
     assert first.interrupted and len(first.rows) == stop_at
     resumed, second = trained(checkpoint=checkpoint)
     assert losses(second) == losses(history)
@@ -154,3 +156,39 @@ def test_the_schedule_peaks_at_the_learning_rate_and_ends_near_zero():
     assert max(rates) == pytest.approx(0.5) and np.argmax(rates) in (19, 20)
     assert 0 < rates[-1] < 0.01
     assert Optimisation(learning_rate=0.5, schedule="constant").rate(99, 100) == 0.5
+
+
+def test_rows_are_updated_as_by_dense_adam_without_momentum():
+    torch.manual_seed(0)
+    ours, dense = nn.Embedding(20, 4, sparse=True), nn.Embedding(20, 4)
+    dense.load_state_dict(ours.state_dict())
+    optimisers = (
+        RowwiseAdamW(ours.parameters(), lr=0.01, weight_decay=0.0, fused=True),
+        torch.optim.AdamW(dense.parameters(), lr=0.01, weight_decay=0.0, betas=(0.0, 0.999)),
+    )
+    for _ in range(30):
+        ids, weight = torch.randint(15, (3,)), torch.randn(3, 4)
+        for table, optimiser in zip((ours, dense), optimisers):
+            optimiser.zero_grad()
+            (table(ids) * weight).sum().backward()
+            optimiser.step()
+    assert torch.allclose(ours.weight, dense.weight, atol=1e-5)
+    assert not torch.equal(ours.weight, nn.Embedding(20, 4).weight)
+
+
+def test_clipping_counts_sparse_gradients_by_their_summed_rows():
+    torch.manual_seed(0)
+    sparse, dense = nn.Embedding(6, 3, sparse=True), nn.Embedding(6, 3)
+    dense.load_state_dict(sparse.state_dict())
+    other = nn.Linear(3, 1)
+    for table in (sparse, dense):
+        other.zero_grad()
+        other(table(torch.tensor([0, 1, 1, 4]))).square().sum().backward()
+        parameters = [*table.parameters(), *other.parameters()]
+        if table is sparse:
+            clip_gradients(parameters, 0.1)
+            found = [p.grad.to_dense() if p.grad.is_sparse else p.grad.clone() for p in parameters]
+        else:
+            nn.utils.clip_grad_norm_(parameters, 0.1)
+    for mine, parameter in zip(found, parameters):
+        assert torch.allclose(mine, parameter.grad, atol=1e-6)
