@@ -33,7 +33,9 @@ def check_source(source: str) -> str:
     if base.startswith("file:"):
         path = Path(base.removeprefix("file:"))
         if not path.is_file():
-            raise StudyError(f"source {source!r}: there is no file {path}. Give file:PATH with an existing file.")
+            raise StudyError(
+                f"source {source!r}: there is no file {path}. Give file:PATH with an existing file."
+            )
     elif base not in SOURCES:
         raise unknown("source", base, (*SOURCES, "file:PATH", "permuted:SOURCE"))
     return source
@@ -99,7 +101,9 @@ class PretrainConfig(_Config):
 
     source: str = "word2vec-sg"
     dim: int = _setting(128, "columns of the table", 2, 4096)
-    readout: str = _setting("averaged", "of contextual sources: mean state over all occurrences, or input layer")
+    readout: str = _setting(
+        "averaged", "of contextual sources: mean state over all occurrences, or input layer"
+    )
     epochs: int | None = _setting(None, "passes over the text; None: the source's own default", 1, 1000)
     text: str = "corpus"  # which text is read: the whole training split
     seed: int = _setting(0, "random seed", 0, 2**31)
@@ -122,8 +126,12 @@ class Experiment(_Config):
     test_tokens: int | None = _setting(None, "test text; none: all", 1, 10**12)
     # source of the input embeddings
     source: str = _setting("random", "where the input embeddings come from")
-    readout: str = _setting("averaged", "of contextual sources: mean state over all occurrences, or input layer")
-    pretrain_epochs: int | None = _setting(None, "passes of pre-training; none: the source's default", 1, 1000)
+    readout: str = _setting(
+        "averaged", "of contextual sources: mean state over all occurrences, or input layer"
+    )
+    pretrain_epochs: int | None = _setting(
+        None, "passes of pre-training; none: the source's default", 1, 1000
+    )
     # transfer
     input_mode: str = _setting("finetuned", "whether the LM trains the embeddings it received")
     output_init: str = _setting("random", "output layer: its own, or tied to the input table")
@@ -200,10 +208,20 @@ STUDY_ARMS = (
 )
 
 STUDY_SIZES = {
-    "smoke": StudySize(1, {
-        "vocab_size": 500, "hidden_size": 8, "lm_tokens": 4_000, "valid_tokens": 1_000, "test_tokens": 2_000,
-        "n_samples": 64, "batch_size": 8, "max_epochs": 1, "pretrain_epochs": 1,
-    }),
+    "smoke": StudySize(
+        1,
+        {
+            "vocab_size": 500,
+            "hidden_size": 8,
+            "lm_tokens": 4_000,
+            "valid_tokens": 1_000,
+            "test_tokens": 2_000,
+            "n_samples": 64,
+            "batch_size": 8,
+            "max_epochs": 1,
+            "pretrain_epochs": 1,
+        },
+    ),
     "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 30_000, "test_tokens": 60_000}),
     "laptop": StudySize(3, {"lm_tokens": 350_000, "valid_tokens": 30_000}, bound_epochs=3),
     "full": StudySize(5, {"lm_tokens": 1_000_000}, bound_epochs=4),
@@ -212,7 +230,12 @@ STUDY_SIZES = {
 NAMED = {
     # recipe fixed on validation
     "wikitext-2-fast": Experiment(
-        corpus="wikitext-2", vocab_size=None, hidden_size=200, output_init="tied", dropout=0.1,
-        learning_rate=8e-3, max_epochs=2,
+        corpus="wikitext-2",
+        vocab_size=None,
+        hidden_size=200,
+        output_init="tied",
+        dropout=0.1,
+        learning_rate=8e-3,
+        max_epochs=2,
     ),
 }

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,11 @@ def unknown(kind: str, name: str, valid) -> StudyError:
     near = difflib.get_close_matches(name, valid, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return StudyError(f"unknown {kind} {name!r}.{hint} Valid: {', '.join(valid)}.")
+
+
+def say(text: str) -> None:
+    """Tells the user what happens: on stderr, so that stdout stays data; in a notebook as plain output."""
+    print(text, file=sys.stdout if "ipykernel" in sys.modules else sys.stderr, flush=True)
 
 
 def project_root() -> Path:

@@ -1,0 +1,226 @@
+"""`make bench`: what is fast, against what, in one run. Prints a table and writes benchmarks/results.json.
+
+`python -m benchmarks NAME …` runs some: steps, fast, quality, study-quick, study-laptop. Compared things run in
+turn in one process, so that a machine whose speed drifts gives a fair ratio; medians are shown.
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from torch import nn
+
+from rtl_core.batches import stream_batches
+from rtl_core.config import NAMED, Experiment
+from rtl_core.embeddings import Embeddings
+from rtl_core.experiments import environment, fit_language_model, run, text_of
+from rtl_core.storage import project_root, write_json
+from rtl_core.training import RowwiseAdamW, clip_gradients
+from rtl_core.transfer import build_model
+
+PAPER = Experiment(corpus="wikitext-2", vocab_size=None)  # 1 × 128, Adam, batch 32 × 35, 1,024 samples
+TEXTBOOK = PAPER.replace(
+    hidden_size=200, n_layers=2, dropout=0.2, criterion="softmax", batch_size=20, max_epochs=6
+)  # the default recipe of the word-language-model example, which users report at test perplexity 142.07
+TEXTBOOK_PERPLEXITY = 142.07
+
+
+def model_of(e: Experiment) -> nn.Module:
+    """Returns the untrained model of an experiment, its input table random."""
+    text = text_of(e)
+    table = np.random.default_rng(0).standard_normal((len(text.vocabulary), e.hidden_size)).astype(np.float32)
+    return build_model(e, text.vocabulary, Embeddings(text.vocabulary.words, table, {}), text.lm_counts)
+
+
+class Stepper:
+    """Training steps of one experiment, timed one by one."""
+
+    def __init__(self, e: Experiment, plain: bool):
+        self.model, self.e = model_of(e), e
+        self.model.output.bf16 = self.model.output.bf16 and not plain
+        if plain:  # as a textbook has it: dense gradients, the library's defaults
+            self.model.table.sparse = self.model.output.sparse = False
+            self.optimiser = torch.optim.Adam(self.model.parameters(), 1e-3)
+        else:
+            self.optimiser = RowwiseAdamW(self.model.parameters(), 1e-3, fused=True)
+        self.batches = stream_batches(text_of(e).train, e.batch_size, e.window)
+        self.state, self.seconds = None, []
+
+    def step(self) -> None:
+        """Trains one batch and keeps its seconds."""
+        started = time.perf_counter()
+        loss = self.model.loss(next(self.batches), self.state)
+        self.state = loss.state
+        self.optimiser.zero_grad()
+        (loss.total / loss.count).backward()
+        clip_gradients(self.model.parameters(), self.e.clip)
+        self.optimiser.step()
+        self.seconds.append(time.perf_counter() - started)
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a step, the first two left out."""
+        return statistics.median(self.seconds[2:])
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of one epoch over the training text."""
+        return len(text_of(self.e).train) // (self.e.batch_size * self.e.window)
+
+
+def in_turn(slow: Stepper, fast: Stepper, rounds: int, fast_steps: int = 5) -> float:
+    """Returns the ratio of the median steps, measured in turn."""
+    for _ in range(rounds):
+        slow.step()
+        for _ in range(fast_steps):
+            fast.step()
+    return slow.median / fast.median
+
+
+@contextlib.contextmanager
+def own_results():
+    """Keeps checkpoints out of the user's results, so that what is timed starts from nothing."""
+    kept = os.environ.get("RTL_RESULTS_DIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RTL_RESULTS_DIR"] = folder
+        yield
+    del os.environ["RTL_RESULTS_DIR"]
+    os.environ.update({"RTL_RESULTS_DIR": kept} if kept else {})
+
+
+def steps() -> list[dict]:
+    """The training step with sampled softmax against the full softmax in float32, same model and optimiser."""
+    slow, fast = Stepper(PAPER.replace(criterion="softmax"), plain=True), Stepper(PAPER, plain=False)
+    ratio = in_turn(slow, fast, rounds=10)
+    what = f"{1000 * slow.median:.0f} ms against {1000 * fast.median:.1f} ms"
+    return [row("training step: full softmax / sampled softmax, 1 × 128, 33,278 words", ratio, 12, what)]
+
+
+def fast() -> list[dict]:
+    """Training time of wikitext-2-fast, trained here, against the textbook recipe extrapolated from its step."""
+    e = NAMED["wikitext-2-fast"]
+    slow = Stepper(TEXTBOOK, plain=True)
+    for _ in range(8):
+        slow.step()
+    with own_results():
+        history = fit_language_model(e, model_of(e), text_of(e))
+    for _ in range(8):
+        slow.step()
+    seconds = sum(r["seconds"] for r in history.rows)
+    textbook = slow.median * slow.epoch_steps * TEXTBOOK.max_epochs
+    found = run(e).scores["test_perplexity_stream"]
+    what = f"{textbook / 60:.0f} min extrapolated against {seconds:.0f} s"
+    return [
+        row("training time: textbook 2 × 200 recipe / wikitext-2-fast", textbook / seconds, 30, what),
+        row(
+            "test perplexity (stream): textbook / wikitext-2-fast",
+            TEXTBOOK_PERPLEXITY / found,
+            1,
+            f"{found:.2f}",
+        ),
+    ]
+
+
+def quality() -> list[dict]:
+    """Perplexity after the same epochs: full softmax against sampled softmax, 1 × 128, one epoch of WikiText-2."""
+    found = {}
+    with own_results():
+        for criterion in ("sampled-softmax", "softmax"):
+            e = PAPER.replace(criterion=criterion, max_epochs=1)
+            history = fit_language_model(e, model_of(e), text_of(e))
+            found[criterion] = float(np.exp(history.rows[-1]["valid_loss"]))
+    what = ", ".join(f"{name} {value:.1f}" for name, value in found.items()) + " (validation, stream)"
+    name = "perplexity after one epoch: full softmax / sampled softmax, 1 × 128"
+    return [row(name, found["softmax"] / found["sampled-softmax"], 1 / 1.03, what)]
+
+
+def tree_pss(process: psutil.Process) -> int:
+    """Returns the proportional set size of a process and all below it, in bytes."""
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            total += each.memory_full_info().pss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def study(size: str) -> list[dict]:
+    """Wall-clock and peak memory of a study from nothing (corpus not yet harvested), and of the same again."""
+    limits = {"quick": 300, "laptop": 1200}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {
+            "RTL_CACHE_DIR": f"{folder}/cache",
+            "RTL_RESULTS_DIR": f"{folder}/results",
+        }
+        (first, peak), (again, _) = (_measured(size, environment) for _ in range(2))
+    return [
+        row(
+            f"study {size}: allowed time / time",
+            limits[size] / first,
+            1,
+            f"{first:.0f} s of {limits[size]} s",
+        ),
+        row(f"study {size}: allowed memory / peak", 2**31 / peak, 1, f"{peak / 2**20:.0f} MiB of 2,048 MiB"),
+        row(f"study {size} again: allowed time / time", 15 / again, 1, f"{again:.1f} s of 15 s"),
+    ]
+
+
+def _measured(size: str, environment: dict) -> tuple[float, int]:
+    """Returns seconds and peak proportional set size of the process tree of one study."""
+    started, peak = time.perf_counter(), 0
+    command = [sys.executable, "-m", "rtl_core", "study", "--size", size]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    done = threading.Event()
+    process = psutil.Process(child.pid)
+    while not done.wait(0.5):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            peak = max(peak, tree_pss(process))
+        if child.poll() is not None:
+            done.set()
+    if child.returncode:
+        raise SystemExit(f"the study ended with exit code {child.returncode}")
+    return time.perf_counter() - started, peak
+
+
+def row(name: str, ratio: float, target: float, measured: str) -> dict:
+    """Returns one line of the table."""
+    return {"what": name, "ratio": round(ratio, 2), "at_least": round(target, 2), "measured": measured}
+
+
+BENCHMARKS = {
+    "steps": steps,
+    "fast": fast,
+    "quality": quality,
+    "study-quick": lambda: study("quick"),
+    "study-laptop": lambda: study("laptop"),
+}
+
+
+def main() -> None:
+    """Runs the chosen benchmarks, prints the table, writes results.json."""
+    parser = argparse.ArgumentParser("benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=(*BENCHMARKS, []), help="default: steps fast study-quick")
+    names = parser.parse_args().names or ["steps", "fast", "study-quick"]
+    rows = []
+    for name in names:
+        rows += BENCHMARKS[name]()
+        print(pd.DataFrame(rows).to_string(index=False), flush=True)
+    path = Path(project_root() / "benchmarks" / "results.json")
+    write_json(path, {"environment": environment(), "rows": rows})
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

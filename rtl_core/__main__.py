@@ -1,0 +1,253 @@
+"""The command line: rtl data | pretrain | run | study | score | report | doctor."""
+
+import argparse
+import json
+import sys
+import types
+import typing
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+from rtl_core.config import CHOICES, NAMED, READOUTS, SCORE_CONTEXTS, STUDY_SIZES, Experiment
+from rtl_core.storage import StudyError, results_dir
+
+DESCRIPTION = "Can word embeddings trained for other tasks improve a neural language model?"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 a check failed, 2 something to mend, 130 Ctrl-C."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments) or 0
+    except StudyError as error:
+        print(f"rtl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rtl: interrupted; finished parts are kept, run the same command to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, `head` say, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("rtl", description=DESCRIPTION)
+    add = partial(_add_command, parser.add_subparsers(required=True, metavar="COMMAND"))
+
+    data = add("data", _data, "list, get or check the corpora")
+    data.add_argument("action", choices=("list", "get", "check"))
+    data.add_argument("name", nargs="?", help="a corpus (get: required; check: all at hand if left out)")
+
+    pre = add("pretrain", _pretrain, "train (or load) one embedding table")
+    pre.add_argument("source", help="word2vec-sg, domain-paragraph, permuted:word2vec-sg, file:PATH, …")
+    pre.add_argument("--corpus", default="docstrings", help="corpus to train on (default: %(default)s)")
+    pre.add_argument("--dim", type=int, default=128, help="columns of the table (default: %(default)s)")
+    pre.add_argument("--seed", type=int, default=0)
+    pre.add_argument("--readout", choices=READOUTS, default=READOUTS[0])
+    pre.add_argument("--epochs", type=int, help="passes over the text (default: the source's own)")
+    pre.add_argument(
+        "--neighbors", nargs="*", default=[], metavar="WORD", help="show these words' neighbours"
+    )
+    pre.add_argument("--output", type=Path, help="also write the table here, in word2vec's text format")
+
+    one = add("run", _run, "train and score one language model, or a named experiment")
+    one.add_argument("name", nargs="?", help=f"a named experiment: {', '.join(NAMED)}")
+    _add_settings(one)
+
+    study = add("study", _study, "run every arm of the study and print the table")
+    study.add_argument("--size", choices=tuple(STUDY_SIZES), default="quick")
+    study.add_argument("--workers", type=int, help="processes (default: one a core)")
+    study.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler to run on instead")
+
+    score = add("score", _score, "score a text of your own with a trained model")
+    score.add_argument("model", help="the name (or its beginning) of a record, or a model's folder")
+    score.add_argument("file", type=Path, help="a UTF-8 text file; - for standard input")
+    score.add_argument("--words", action="store_true", help="also show the nats of every token")
+
+    report = add("report", _report, "print the table of finished runs (--json: one row a record)")
+    report.add_argument("--results", help="local, reference or a folder (default: local if it holds a study)")
+    report.add_argument("--write", action="store_true", help="write README's and results' generated parts")
+    report.add_argument(
+        "--promote", choices=tuple(STUDY_SIZES), help="make this finished study the reference"
+    )
+
+    add("doctor", _doctor, "say what is here: versions, device, corpora, how long a study takes")
+    return parser
+
+
+def _add_command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=function)
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return sub
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Adds one option for each field of Experiment."""
+    group = parser.add_argument_group("settings of the experiment")
+    types_of = typing.get_type_hints(Experiment)
+    for f in fields(Experiment):
+        kinds = typing.get_args(types_of[f.name]) or (types_of[f.name],)
+        optional = types.NoneType in kinds
+
+        def read(text: str, kind=kinds[0], optional=optional):
+            return None if optional and text == "none" else kind(text)
+
+        read.__name__ = kinds[0].__name__  # argparse names it in its messages
+        group.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            type=read, default=argparse.SUPPRESS, choices=CHOICES.get(f.name), metavar=None if f.name in CHOICES
+            else kinds[0].__name__.upper(), help=f"{f.metadata['help']} (default: {f.default})",
+        )  # fmt: skip
+
+
+def _show(arguments, rows, text: str | None = None) -> None:
+    """Prints rows as JSON if asked for, else as text or an aligned table."""
+    import pandas as pd
+
+    if arguments.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        print(text if text is not None else pd.DataFrame(rows).to_string(index=False))
+
+
+def _data(arguments) -> int:
+    from rtl_core import corpora
+
+    if arguments.action == "get":
+        if not arguments.name:
+            raise StudyError("say which corpus to get: rtl data get NAME; `rtl data list` names them.")
+        print(corpora.get(arguments.name))
+        return 0
+    if arguments.action == "list":
+        _show(arguments, corpora.corpora_table())
+        return 0
+    rows = corpora.check(arguments.name)
+    _show(arguments, rows)
+    return int(any(row["ok"] is False for row in rows))
+
+
+def _pretrain(arguments) -> None:
+    from rtl_core import load_corpus, pretrain
+
+    made = pretrain(
+        arguments.source, load_corpus(arguments.corpus), dim=arguments.dim, seed=arguments.seed,
+        readout=arguments.readout, epochs=arguments.epochs,
+    )  # fmt: skip
+    vectors = made.embeddings
+    near = {word: vectors.neighbors(word, k=8) for word in arguments.neighbors}
+    if arguments.output:
+        vectors.to_word2vec(arguments.output)
+    rows = {
+        "words": len(vectors),
+        "dim": vectors.dim,
+        "provenance": vectors.provenance,
+        "scores": made.scores,
+    }
+    lines = [f"{len(vectors):,} words × {vectors.dim}", *(f"{k}: {v:.4g}" for k, v in made.scores.items())]
+    lines += [f"{word}: " + ", ".join(f"{w} {c:.2f}" for w, c in found) for word, found in near.items()]
+    _show(arguments, rows | ({"neighbors": near} if near else {}), "\n".join(lines))
+
+
+def _run(arguments) -> int:
+    from rtl_core import run
+    from rtl_core.experiments import grid
+
+    given = {f.name: getattr(arguments, f.name) for f in fields(Experiment) if hasattr(arguments, f.name)}
+    base = Experiment()
+    if arguments.name:
+        if arguments.name in STUDY_SIZES:
+            raise StudyError(f"{arguments.name} is a study size: rtl study --size {arguments.name}")
+        base = grid(arguments.name)[0]
+    record = run(base.replace(**given))
+    row = {"record": record.name, "status": record.status, **record.scores, "converged": record.converged}
+    row |= {"training_seconds": record.training_seconds, "epochs": len(record.history)}
+    _show(
+        arguments,
+        row,
+        "\n".join(f"{k:28} {v:.2f}" if isinstance(v, float) else f"{k:28} {v}" for k, v in row.items()),
+    )
+    return int(record.status == "failed")
+
+
+def _study(arguments) -> None:
+    from rtl_core import compare, figures, run_all
+    from rtl_core.experiments import grid
+    from rtl_core.results import load_results, record_rows
+    from rtl_core.tables import markdown_table
+
+    records = run_all(grid(arguments.size), arguments.workers, arguments.scheduler)
+    results = load_results("local").select(r.name for r in records)
+    table = compare(results)
+    path = results_dir() / "local" / f"study-{arguments.size}.png"
+    with figures.style():
+        figures.save_figure(figures.plot_perplexity(table), path)
+    rows = json.loads(record_rows(results).to_json(orient="records"))
+    _show(arguments, rows, markdown_table(table))
+    print(f"{figures.describe_perplexity(table)}\nFigure: {path}", file=sys.stderr)
+
+
+def _model_folder(name: str) -> Path:
+    """Returns the folder of a saved model. Raises: StudyError that lists the models there are."""
+    if (folder := Path(name)).is_dir():
+        return folder
+    folders = sorted((results_dir() / "local" / "models").glob("*/"))
+    found = [folder for folder in folders if folder.name.startswith(name)]
+    if len(found) != 1:
+        there = ", ".join(folder.name for folder in found or folders) or "none; `make study` trains some"
+        raise StudyError(f"{len(found)} models are called {name!r}. There are: {there}.")
+    return found[0]
+
+
+def _score(arguments) -> None:
+    from rtl_core.scoring import score_text
+
+    row, words = score_text(_model_folder(arguments.model), arguments.file)
+    lines = [f"perplexity ({context})  {row[f'perplexity_{context}']:.2f}" for context in SCORE_CONTEXTS]
+    lines += [f"{row['tokens']:,} tokens with one <eos> a line; {100 * row['unk_share']:.1f} % unknown words"]
+    if arguments.words:
+        row["words"] = words
+        lines += [f"{nats:7.2f}  {word}" for word, nats in words]
+    _show(arguments, row, "\n".join(lines))
+
+
+def _report(arguments) -> None:
+    from rtl_core import compare, load_results, report
+    from rtl_core.experiments import grid, record_path, text_of
+    from rtl_core.results import record_rows
+    from rtl_core.tables import markdown_table
+
+    if arguments.promote:
+        wanted = grid(arguments.promote)
+        fingerprint = text_of(wanted[0]).corpus.fingerprint
+        names = [record_path(e, fingerprint).stem for e in wanted]
+        print(f"wrote {report.promote(load_results('local').select(names))}", file=sys.stderr)
+    if arguments.write or arguments.promote:
+        for path in report.write():
+            print(f"wrote {path}", file=sys.stderr)
+        return
+    results = load_results(arguments.results)
+    rows = json.loads(record_rows(results).to_json(orient="records"))
+    _show(arguments, rows, None if arguments.json else markdown_table(compare(results)))
+
+
+def _doctor(arguments) -> None:
+    from rtl_core import doctor
+
+    found = doctor.report()
+    sizes = {k: f"about {v / 60:.1f} minutes" for k, v in found["study_seconds"].items()}
+    lines = [
+        f"python {found['python']} on {found['platform']}",
+        ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+        f"device {found['device']}, {found['cores']} cores, {found['threads']} threads; bf16 products "
+        + ("in hardware" if found["bf16"] else "not in hardware: float32 is used"),
+        "corpora: "
+        + "; ".join(f"{c['name']} {'at hand' if c['at_hand'] else 'not here'}" for c in found["corpora"]),
+        "a study takes here: " + (", ".join(f"{k} {v}" for k, v in sizes.items()) or "not known, no records"),
+    ]
+    _show(arguments, found, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

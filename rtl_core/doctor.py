@@ -1,0 +1,86 @@
+"""What is here: versions, device, corpora at hand, and how long each study size will take."""
+
+import os
+import platform
+import time
+
+import numpy as np
+import torch
+
+from rtl_core.config import STUDY_SIZES, Experiment
+from rtl_core.corpora import corpora_table
+from rtl_core.criteria import OutputLayer
+from rtl_core.experiments import environment, grid
+from rtl_core.language_model import InputTable, LSTMLanguageModel, make_lstm
+from rtl_core.results import load_results
+from rtl_core.storage import StudyError
+
+
+def step_seconds(e: Experiment, vocab_size: int = 10_000, steps: int = 12) -> float:
+    """Returns the seconds of one training step of an experiment here, on one thread, on random word ids."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        table = InputTable(torch.randn(vocab_size, e.hidden_size), torch.ones(vocab_size, dtype=torch.bool))
+        output = OutputLayer(
+            torch.nn.Parameter(torch.randn(vocab_size, e.hidden_size)), np.ones(vocab_size), e.n_samples
+        )
+        model = LSTMLanguageModel(table, make_lstm(e), output)
+        optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+        ids = torch.randint(vocab_size, (e.batch_size, e.window))
+        times = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            hidden, _ = model.states(ids)
+            optimiser.zero_grad(set_to_none=True)
+            output.loss(hidden.flatten(0, 1), ids.flatten()).backward()
+            optimiser.step()
+            times.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return float(np.median(times[2:]))
+
+
+def study_seconds(workers: int | None = None) -> dict[str, float]:
+    """Returns the seconds that each study size will take here, by the costs in the committed records.
+
+    A record's seconds per token of training, scoring and pre-training are scaled by the speed of one training
+    step here against the record's own. Empty where there are no committed records.
+    """
+    try:
+        records = [r for r in load_results("reference").records if r.experiment["model"] == "lstm"]
+    except StudyError:
+        return {}
+    workers = workers or os.cpu_count() or 1
+    lm = [r for r in records if r.experiment["lm_tokens"] is not None]
+    e = Experiment(**lm[0].experiment)
+    tokens = sum(r.text["lm_tokens"] * len(r.history) for r in lm)
+    training = sum(r.training_seconds for r in lm) / tokens
+    speed = step_seconds(e) / (e.batch_size * e.window) / training
+    beside = sum(r.scoring_seconds + sum(row["validation_seconds"] for row in r.history) for r in lm) / len(
+        lm
+    )
+    pretraining = {r.experiment["source"].rpartition(":")[2]: r.pretraining_seconds for r in lm}
+    estimates = {}
+    for name, size in STUDY_SIZES.items():
+        runs = [x for x in grid(name) if x.model == "lstm"]
+        passes = sum((x.lm_tokens or lm[0].text["train_tokens"]) * x.max_epochs for x in runs)
+        share = (runs[-1].test_tokens or lm[0].text["test_tokens"]) / lm[0].text["test_tokens"]
+        total = passes * training + len(runs) * beside * share + size.seeds * sum(pretraining.values())
+        estimates[name] = speed * total / workers
+    return estimates
+
+
+def report() -> dict:
+    """Returns everything `rtl doctor` shows, as a JSON-able dict."""
+    found = environment()
+    return {
+        "python": found["python"],
+        "platform": platform.platform(terse=True),
+        "versions": found["versions"],
+        "device": found["device"],
+        "cores": os.cpu_count(),
+        "threads": found["threads"],
+        "bf16": found["bf16"],
+        "corpora": corpora_table(),
+        "study_seconds": study_seconds(),
+    }

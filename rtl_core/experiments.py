@@ -1,0 +1,339 @@
+"""From settings to records: run one experiment, run a grid, know every grid by its name."""
+
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from rtl_core import bounds
+from rtl_core.batches import stream_batches, unit_batches
+from rtl_core.config import (
+    NAMED,
+    SCORE_CONTEXTS,
+    STUDY_ARMS,
+    STUDY_SIZES,
+    Experiment,
+    PretrainConfig,
+    derive_seed,
+)
+from rtl_core.corpora import load_corpus
+from rtl_core.corpora.corpus import Corpus, sample_documents
+from rtl_core.corpora.vocabulary import UNK_ID, Encoded, Vocabulary
+from rtl_core.criteria import fast_bf16
+from rtl_core.language_model import LSTMLanguageModel, save_model
+from rtl_core.pretrain import pretrain
+from rtl_core.results import Record, document_sums
+from rtl_core.scoring import ledger_of, perplexity, token_nats
+from rtl_core.storage import StudyError, atomic, project_root, results_dir, say, unknown
+from rtl_core.training import History, Optimisation, device, fit
+from rtl_core.transfer import build_model
+
+VERSIONS = ("torch", "numpy", "gensim", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of an experiment: the corpus, the vocabulary of its training split, the LM's text as ids."""
+
+    corpus: Corpus
+    vocabulary: Vocabulary
+    train: Encoded
+    valid: Encoded
+    test: Encoded
+
+    @property
+    def lm_counts(self) -> np.ndarray:
+        """Word counts of the LM's own training text. Shape (V,)."""
+        return np.bincount(self.train.tokens, minlength=len(self.vocabulary))
+
+
+@lru_cache(maxsize=1)
+def _corpus(name: str) -> Corpus:
+    return load_corpus(name)
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(corpus_name: str, size: int | None) -> Vocabulary:
+    return Vocabulary.build(_corpus(corpus_name).split("train"), size)
+
+
+@lru_cache(maxsize=2)
+def _text(corpus_name: str, vocab_size, lm_tokens, valid_tokens, test_tokens) -> Text:
+    corpus, vocabulary = _corpus(corpus_name), _vocabulary(corpus_name, vocab_size)
+    sizes = {"train": lm_tokens, "valid": valid_tokens, "test": test_tokens}
+    encoded = {
+        split: vocabulary.encode(sample_documents(corpus.split(split), size), corpus.domains)
+        for split, size in sizes.items()
+    }
+    return Text(corpus, vocabulary, **encoded)
+
+
+def text_of(e: Experiment) -> Text:
+    """Returns the text of an experiment; the last ones are kept in memory."""
+    return _text(e.corpus, e.vocab_size, e.lm_tokens, e.valid_tokens, e.test_tokens)
+
+
+def grid(name: str) -> list[Experiment]:
+    """Returns the experiments of a named grid: a study size (every arm × seed, and the bounds), or one run.
+
+    Raises: StudyError for an unknown name.
+    """
+    if name in NAMED:
+        return [NAMED[name]]
+    if name not in STUDY_SIZES:
+        raise unknown("study size or experiment", name, (*STUDY_SIZES, *NAMED))
+    size = STUDY_SIZES[name]
+    base = Experiment(**size.settings)
+    arms = [base.replace(seed=seed, **arm) for arm in STUDY_ARMS for seed in range(size.seeds)]
+    simple = [base.replace(model=model) for model in ("unigram", "kneser-ney")]
+    everything = [base.replace(lm_tokens=None, max_epochs=size.bound_epochs)] if size.bound_epochs else []
+    return [*everything, *arms, *simple]  # the longest first, so that no worker is left waiting at the end
+
+
+def record_path(e: Experiment, fingerprint: str):
+    """Returns where the record of an experiment lies, or will lie, among the user's own results."""
+    name = Record(e.to_dict(), e.identity(fingerprint)).name
+    return results_dir() / "local" / f"{name}.json"
+
+
+def model_dir(record: Record):
+    """Returns the folder of the trained model behind a record of the user's own."""
+    return results_dir() / "local" / "models" / record.name
+
+
+def run(e: Experiment) -> Record:
+    """Returns the record of an experiment: loaded if it exists, else made now; it says which.
+
+    Making it means: pre-train (or load) the embeddings, transfer them, fit the language model, score the
+    test text once, store the record, its ledger and its model. An interrupted run resumes at its last epoch.
+    """
+    path = record_path(e, _corpus(e.corpus).fingerprint)
+    if path.exists():
+        record = Record.load(path)
+        seconds, date = record.training_seconds, record.environment["date"][:10]
+        say(f"loaded {record.name} ({record.status}; trained {seconds:.0f} s on {date})")
+        return record
+    say(f"running {path.stem}")
+    return _make(e)
+
+
+def _make(e: Experiment) -> Record:
+    return _make_bound(e) if e.model != "lstm" else _make_lstm(e)
+
+
+def run_all(
+    experiments: list[Experiment], workers: int | None = None, scheduler: str | None = None
+) -> list[Record]:
+    """Returns the records of a grid, in order. Each worker is one process of one thread.
+
+    `workers` None: one a core. `scheduler`: the address of a Dask cluster to run on instead. Pre-training
+    comes first, each table once, then the language models.
+    """
+    workers = workers or os.cpu_count() or 1
+    paths = [
+        record_path(e, _corpus(e.corpus).fingerprint) for e in experiments
+    ]  # harvests before workers start
+    missing = [e for e, path in zip(experiments, paths) if not path.exists()]
+    say(
+        f"{len(experiments) - len(missing)} of {len(experiments)} runs loaded from records, {len(missing)} to do"
+    )
+    if missing and scheduler is None and workers == 1:
+        for e in missing:
+            say(_run_one(e))
+    elif missing:
+        tables = {_base(e.pretraining): (e.corpus, e.vocab_size) for e in missing if _needs_table(e)}
+        with _workers(workers, scheduler) as parallel:
+            _progress(parallel, _pretrain_one, [(c, *text) for c, text in tables.items()], "pre-training")
+            _progress(parallel, _run_one, [(e,) for e in missing], "language models")
+    return [Record.load(path) for path in paths]
+
+
+def _needs_table(e: Experiment) -> bool:
+    return e.model == "lstm" and e.source != "random"
+
+
+def _base(config: PretrainConfig) -> PretrainConfig:
+    """Returns the settings of the table that a control permutes, so that it is made once."""
+    while config.source.startswith("permuted:"):
+        config = config.base
+    return config
+
+
+def _workers(workers: int, scheduler: str | None):
+    """Returns a context that yields a joblib Parallel over local processes or a Dask cluster."""
+    from contextlib import contextmanager
+
+    from joblib import Parallel, parallel_config
+
+    @contextmanager
+    def local():
+        with (
+            parallel_config("loky", n_jobs=workers, inner_max_num_threads=1),
+            Parallel(return_as="generator_unordered") as parallel,
+        ):
+            yield parallel
+
+    @contextmanager
+    def cluster():
+        try:
+            from distributed import Client
+        except ImportError:
+            raise StudyError("a cluster needs the extra: pip install 'rtl-core[cluster]'") from None
+        try:
+            client = Client(scheduler, timeout=20)
+        except OSError as error:
+            raise StudyError(f"no Dask scheduler answers at {scheduler} ({error}).") from None
+        with client, parallel_config("dask"), Parallel(return_as="generator_unordered") as parallel:
+            yield parallel
+
+    return cluster() if scheduler else local()
+
+
+def _progress(parallel, function, arguments: list[tuple], label: str) -> None:
+    """Runs `function` over `arguments`; one line for each that is done."""
+    from joblib import delayed
+    from tqdm import tqdm
+
+    done = parallel(delayed(function)(*a) for a in arguments)
+    for line in tqdm(done, label, len(arguments), disable=None if arguments else True, unit="run"):
+        with tqdm.external_write_mode():
+            say(line)
+
+
+def _pretrain_one(config: PretrainConfig, corpus_name: str, vocab_size: int | None) -> str:
+    torch.set_num_threads(1)
+    made = pretrain(config, _corpus(corpus_name), _vocabulary(corpus_name, vocab_size))
+    scores = ", ".join(f"{name} {value:.3g}" for name, value in made.scores.items())
+    return f"{config.source}, seed {config.seed}: {made.embeddings.provenance['seconds']:.0f} s {scores}"
+
+
+def _run_one(e: Experiment) -> str:
+    torch.set_num_threads(1)
+    record = _make(e)
+    found = record.scores.get("test_perplexity_document")
+    what = f"test perplexity {found:.1f} (document)" if found else record.status
+    return f"{record.name}: {what}, {record.training_seconds:.0f} s"
+
+
+def _make_lstm(e: Experiment) -> Record:
+    """Trains and scores an LSTM; stores record, ledger and model."""
+    text = text_of(e)
+    pretrained = pretrain(e.pretraining, text.corpus, text.vocabulary)
+    model = build_model(e, text.vocabulary, pretrained.embeddings, text.lm_counts).to(device())
+    history = fit_language_model(e, model, text)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    facts = pretrained.embeddings.provenance
+    common = {
+        "pretrained": {
+            "provenance": facts,
+            "scores": pretrained.scores,
+            "coverage": pretrained.embeddings.coverage(text.vocabulary),
+        },
+        "history": history.rows,
+        "training_seconds": sum(row["seconds"] for row in history.rows),
+        "pretraining_seconds": facts.get("seconds", 0.0),
+    }
+    if history.failed:
+        return _store(e, text, None, common | {"status": "failed", "converged": False})
+    started = time.perf_counter()
+    nats = {context: token_nats(model, text.test, context) for context in SCORE_CONTEXTS}
+    common |= {"converged": history.converged, "scoring_seconds": time.perf_counter() - started}
+    best = min(row["valid_loss"] for row in history.rows)
+    record = _store(e, text, nats, common, {f"valid_perplexity_{e.train_context}": float(np.exp(best))})
+    save_model(model_dir(record), model, text.vocabulary, e, text.corpus.tokenizer)
+    checkpoint_path(e, text).unlink(missing_ok=True)
+    return record
+
+
+def checkpoint_path(e: Experiment, text: Text):
+    """Returns where a run keeps its last epoch until it is finished."""
+    return results_dir() / "local" / "checkpoints" / f"{e.identity(text.corpus.fingerprint)}.safetensors"
+
+
+def fit_language_model(e: Experiment, model: LSTMLanguageModel, text: Text) -> History:
+    """Returns the history of training `model` on the LM's text, validated in the context it is trained in."""
+    optimisation = Optimisation(e.learning_rate, e.schedule, e.max_epochs, e.patience, e.weight_decay, e.clip)
+
+    def batches(epoch: int):
+        order = np.random.default_rng(derive_seed(e.seed, "order", epoch))
+        if e.train_context == "stream":
+            return stream_batches(text.train, e.batch_size, e.window, int(order.integers(e.window)))
+        return unit_batches(text.train, e.train_context, e.batch_size, e.window, order)
+
+    def validate() -> float:
+        return float(np.log(perplexity(token_nats(model, text.valid, e.train_context))))
+
+    seed = derive_seed(e.seed, "training")
+    return fit(model, batches, validate, optimisation, seed=seed, checkpoint=checkpoint_path(e, text))
+
+
+def _make_bound(e: Experiment) -> Record:
+    """Scores a bound: the unigram model or interpolated Kneser-Ney of order 5."""
+    text, nats, started = text_of(e), {}, time.perf_counter()
+    for context in SCORE_CONTEXTS:
+        if e.model == "unigram":
+            nats[context] = bounds.unigram_nats(text.train, text.test, len(text.vocabulary))
+        else:
+            nats[context] = bounds.kneser_ney_nats(
+                text.train, text.test, len(text.vocabulary), context=context
+            )
+    return _store(e, text, nats, {"scoring_seconds": time.perf_counter() - started})
+
+
+def _store(e: Experiment, text: Text, nats: dict | None, facts: dict, scores: dict | None = None) -> Record:
+    """Writes and returns the record of a finished run and, unless it failed, its ledger."""
+    corpus, train_tokens = text.corpus, text.corpus.n_tokens("train")
+    extra = 0 if e.model != "lstm" or e.source == "random" else train_tokens - len(text.train)
+    measured = {f"test_perplexity_{context}": perplexity(values) for context, values in (nats or {}).items()}
+    record = Record(
+        experiment=e.to_dict(),
+        identity=e.identity(corpus.fingerprint),
+        text={
+            "corpus": corpus.name,
+            "corpus_fingerprint": corpus.fingerprint,
+            "vocab_size": len(text.vocabulary),
+            "lm_tokens": len(text.train),
+            "train_tokens": train_tokens,
+            "test_tokens": len(text.test),
+            "test_documents": len(text.test.document_ids),
+            "unk_share": float(np.mean(text.test.tokens == UNK_ID)),
+            "extra_tokens": None if e.file_inputs else extra,
+        },
+        scores=measured | (scores or {}),
+        environment=environment(),
+        **facts,
+    )
+    ledger = ledger_of(nats, text.test) if nats else None
+    if ledger is not None:
+        path = record_path(e, corpus.fingerprint).with_suffix(".ledger.parquet")
+        with atomic(path) as temporary:
+            ledger.to_parquet(temporary, compression="zstd", index=False)
+    record.save(results_dir() / "local", None if ledger is None else document_sums(ledger, corpus.domains))
+    return record
+
+
+def environment() -> dict:
+    """Returns what a record says of where it was made."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=project_root(), capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in VERSIONS},
+        "device": device().type,
+        "threads": torch.get_num_threads(),
+        "bf16": fast_bf16(device().type),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+    }

@@ -1,0 +1,194 @@
+"""Figures: tidy data in, Axes out; every figure has a computed description."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rtl_core.storage import StudyError, atomic, unknown
+from rtl_core.tables import GROUP, caption, effect_text, labels
+
+FONT_SIZES = {"page": 9, "slide": 14}  # points at printed size
+DPI = 120
+SEEDS, MEAN, INTERVAL = "seeds", "mean", "interval"  # the gid of what is drawn for each row
+CONTEXT = "document"
+
+
+@contextmanager
+def style(medium: str = "page"):
+    """Yields with the house style switched on: okabe_ito colours, sizes for a "page" or a "slide".
+
+    Raises: StudyError for another medium.
+    """
+    import matplotlib as mpl
+
+    if medium not in FONT_SIZES:
+        raise unknown("medium", medium, tuple(FONT_SIZES))
+    settings = {
+        "font.size": FONT_SIZES[medium],
+        "axes.prop_cycle": mpl.cycler(color=mpl.color_sequences["okabe_ito"]),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "rtl",
+    }
+    for name in ("axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"):
+        settings[name] = FONT_SIZES[medium]
+    with mpl.rc_context(settings):
+        yield
+
+
+def save_figure(ax, path: Path) -> None:
+    """Writes the figure of `ax` as .svg, .pdf or .png; the same figure gives the same bytes.
+
+    Raises: StudyError for another ending.
+    """
+    import matplotlib as mpl
+
+    path = Path(path)
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
+    kind = path.suffix.removeprefix(".")
+    if kind not in dates:
+        raise unknown("kind of figure file", kind, tuple(dates))
+    with mpl.rc_context({"svg.hashsalt": "rtl"}), atomic(path) as temporary:
+        ax.figure.savefig(temporary, format=kind, dpi=DPI, metadata=dates[kind])
+
+
+def plot_perplexity(table: pd.DataFrame, *, ax=None):
+    """Returns the Axes of a dot plot of `compare`: a row for each arm and bound, every seed, mean, interval.
+
+    Raises: StudyError when the table holds more than one group of arms, or no baseline.
+    """
+    base = _baseline(table)
+    ax = _new_axes(len(table)) if ax is None else ax
+    low, high = _range(table, base)
+    side = ax.get_yaxis_transform()  # x in parts of the axis, y in rows
+    for place, (_, row) in enumerate(table.iterrows()):
+        if row["perplexity"] > high:  # too far away to share the axis
+            ax.text(0.99, place, f"{row['perplexity']:.1f} →", transform=side, ha="right", va="center")
+        elif row["perplexity"] < low:
+            ax.text(0.01, place, f"← {row['perplexity']:.1f}", transform=side, va="center")
+        else:
+            _draw_row(ax, place, row, base)
+        ax.text(1.03, place, effect_text(row), transform=side, va="center_baseline")
+    ax.axvline(base, color="0.4", linestyle="--", linewidth=1, zorder=0)
+    ax.axhline((table["role"] != "bound").sum() - 0.5, color="0.8", linewidth=0.8, zorder=0)
+    ax.set(xlim=(low, high), ylim=(len(table) - 0.4, -0.6))
+    ax.set_yticks(range(len(table)), [name.replace(" (not", "\n(not") for name in labels(table)])
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel(f"test perplexity, context {CONTEXT} (lower is better)")
+    _small_print(ax, table, base)
+    return ax
+
+
+def describe_perplexity(table: pd.DataFrame) -> str:
+    """Returns the figure of `plot_perplexity` in words, computed from its numbers: alt text and caption.
+
+    Raises: StudyError when the table holds more than one group of arms, or no baseline.
+    """
+    arms, bounds = table[table["role"] != "bound"], table[table["role"] == "bound"]
+    ends = [f"{row['perplexity']:.1f} ({name})" for name, row in _extremes(arms)]
+    text = (
+        f"Dot plot of test perplexity (context {CONTEXT}, lower is better) of {len(arms)} language models "
+        "that differ in the source of their input embeddings and in whether these are fine-tuned. "
+        f"{caption(table)}. Perplexity runs from {ends[0]} to {ends[1]}; the baseline has "
+        f"{_baseline(table):.1f}. "
+    )
+    text += _takeaway(arms[arms["role"] == "arm"], arms["n_seeds"].max())
+    if len(bounds):
+        names = (name.removeprefix("bound: ") for name in labels(bounds))
+        shown = (f"{name} {value:.1f}" for name, value in zip(names, bounds["perplexity"]))
+        text += f" Bounds beside the arms: {'; '.join(shown)}."
+    return text
+
+
+def _takeaway(arms: pd.DataFrame, n_seeds: int) -> str:
+    if arms.empty:
+        return "There is no other arm to compare with it."
+    if arms["low_percent"].isna().all():
+        return "Without intervals, which need two seeds or more, none of these differences is established."
+    better, worse = arms[arms["high_percent"] < 0], arms[arms["low_percent"] > 0]
+    n_open = len(arms) - len(better) - len(worse)
+    ranking = f" {n_seeds} seeds are too few for a ranking." if n_seeds < 5 else ""
+    return (
+        f"Below the baseline by the 95 % interval of the difference: {_listed(better)}. Above it: "
+        f"{_listed(worse)}. Not told apart from it, because the interval contains zero or there is none: "
+        f"{n_open} of {len(arms)}.{ranking}"
+    )
+
+
+def _listed(arms: pd.DataFrame) -> str:
+    found = (f"{name} {effect_text(row)}" for name, (_, row) in zip(labels(arms), arms.iterrows()))
+    return "; ".join(found) or "none"
+
+
+def _extremes(arms: pd.DataFrame) -> list:
+    order = arms["perplexity"].argsort().iloc[[0, -1]]
+    return [(labels(arms)[i], arms.iloc[i]) for i in order]
+
+
+def _baseline(table: pd.DataFrame) -> float:
+    """Returns the baseline's perplexity. Raises: StudyError unless the table is one group that has one."""
+    groups = table[GROUP].drop_duplicates().to_dict("records")
+    if len(groups) != 1:
+        raise StudyError(f"a figure shows one corpus and setting, but the table holds {groups}; select one.")
+    found = table.loc[table["role"] == "baseline", "perplexity"]
+    if not len(found):
+        raise StudyError("the table has no baseline row; select a corpus and setting that has one.")
+    return found.iloc[0]
+
+
+def _range(table: pd.DataFrame, base: float) -> tuple[float, float]:
+    """Returns the ends of the axis: all arms, and the bounds that are not much farther away."""
+    arms = table[table["role"] != "bound"]
+    seen = [value for seeds in arms["seeds"] for value in seeds]
+    seen += [base * (1 + p / 100) for p in pd.concat([arms["low_percent"], arms["high_percent"]]).dropna()]
+    low, high = min(seen), max(seen)
+    reach = max(high - low, 0.1 * base)
+    near = [value for value in table["perplexity"] if low - reach <= value <= high + reach]
+    low, high = min(low, *near), max(high, *near)
+    margin = 0.06 * (high - low) or 0.02 * base
+    return low - margin, high + margin
+
+
+def _draw_row(ax, place: int, row, base: float) -> None:
+    colours = {"finetuned": "#0072B2", "frozen": "#D55E00"}  # of okabe_ito; shapes say the same
+    bound, frozen = row["role"] == "bound", row["input_mode"] == "frozen"
+    colour = "0.35" if bound else colours[row["input_mode"]]
+    marker = "D" if bound else "s" if frozen else "o"
+    control = "permuted:" in row["source"]  # hollow; other marks get a white rim, so that they stay apart
+    face, rim = ("white", colour) if control else (colour, "white")
+    if not pd.isna(row["low_percent"]) and not bound:
+        ends = [base * (1 + row[name] / 100) for name in ("low_percent", "high_percent")]
+        ax.plot(ends, [place] * 2, color=colour, alpha=0.25, lw=7, solid_capstyle="butt", gid=INTERVAL)
+    ax.plot([row["perplexity"]], [place], "|", color=colour, markersize=15, markeredgewidth=2, gid=MEAN)
+    spread = np.linspace(-0.13, 0.13, len(row["seeds"])) if len(row["seeds"]) > 1 else 0  # none hides another
+    ax.plot(row["seeds"], place + spread, marker, mfc=face, mec=rim, ms=5.5, gid=SEEDS)
+
+
+def _small_print(ax, table: pd.DataFrame, base: float) -> None:
+    """Writes what the marks mean, the heading of the effects and the settings, around the axes."""
+    import textwrap
+
+    arms = table[table["role"] != "bound"]
+    intervals = bool(arms["low_percent"].notna().any())
+    grey = {"color": "0.25", "va": "bottom"}
+    towards_middle = "right" if base > sum(ax.get_xlim()) / 2 else "left"
+    ax.text(base, -0.75, f"baseline {base:.1f}", ha=towards_middle, **grey)
+    heading = "difference from baseline" + "\n(95 % interval)" * intervals
+    ax.text(1.03, -0.75, heading, transform=ax.get_yaxis_transform(), **grey)
+    marks = "dots = seeds, bar = mean, " + (
+        "band = 95 % interval of the difference" if intervals else "one seed: no interval"
+    )
+    n_seeds = " to ".join(str(n) for n in sorted({arms["n_seeds"].min(), arms["n_seeds"].max()}))
+    seeds = f"{n_seeds} seed{'s' if n_seeds != '1' else ''} an arm"
+    lines = [line for text in (marks, f"{caption(table)}; {seeds}") for line in textwrap.wrap(text, 70)]
+    below = (0, -4 * ax.xaxis.label.get_size())  # points: under the ticks and the label of the axis
+    ax.annotate("\n".join(lines), (0, 0), below, "axes fraction", "offset points", color="0.25", va="top")
+
+
+def _new_axes(n_rows: int):
+    import matplotlib.pyplot as plt
+
+    scale = plt.rcParams["font.size"] / FONT_SIZES["page"]
+    return plt.subplots(figsize=(7.2 * scale, (1.6 + 0.32 * n_rows) * scale), layout="constrained")[1]

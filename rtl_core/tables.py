@@ -1,0 +1,88 @@
+"""The words and numbers of a comparison as people read them: names of arms, effects, Markdown."""
+
+from pathlib import Path
+
+import pandas as pd
+
+GROUP = ["corpus", "lm_tokens", "settings"]  # rows that share these are compared
+BOUNDS = {"lstm": "random, all text", "kneser-ney": "Kneser-Ney 5-gram", "unigram": "unigram"}
+MODES = {"finetuned": "fine-tuned", "frozen": "frozen"}
+
+
+def labels(table: pd.DataFrame) -> list[str]:
+    """Returns the name of each row of `compare`, as tables and figures show it."""
+    arms = table[table["role"] != "bound"]
+    several = arms["pretrain_epochs"].nunique(dropna=False) > 1
+    return [_label(row, several) for _, row in table.iterrows()]
+
+
+def _label(row, with_epochs: bool) -> str:
+    mark = "" if pd.isna(row["converged"]) or row["converged"] else " (not converged)"
+    if row["role"] == "bound":
+        return f"bound: {BOUNDS[row['model']]}{mark}"
+    kind, _, path = row["source"].partition("file:")
+    source = f"{kind}file:{Path(path).name}" if path else kind  # a file's name without its folders
+    readout = " (input layer)" if row["readout"] == "input-layer" else ""
+    with_epochs &= not pd.isna(row["pretrain_epochs"])
+    epochs = f", {row['pretrain_epochs']} epochs" if with_epochs else ""
+    return f"{source}{readout}{epochs}, {MODES[row['input_mode']]}{mark}"
+
+
+def caption(table: pd.DataFrame) -> str:
+    """Returns what the perplexities of one group of arms were measured on."""
+    row = table.iloc[0]
+    lm_text = "all training text" if pd.isna(row["lm_tokens"]) else f"{row['lm_tokens']:,} tokens"
+    settings = f"; {row['settings']}" if row["settings"] else ""
+    return (
+        f"{row['corpus']}: LM text {lm_text}, vocabulary {row['vocab_size']:,}; test text "
+        f"{row['test_tokens']:,} tokens in {row['test_documents']:,} documents, "
+        f"{100 * row['unk_share']:.1f} % unknown words{settings}"
+    )
+
+
+def effect_text(row) -> str:
+    """Returns an effect and its interval in words: "−12.3 % (−14.0 to −10.5)", or "baseline"."""
+    if row["role"] == "baseline":
+        return "baseline"
+    if pd.isna(row["effect_percent"]):
+        return "no baseline"
+    interval = f" ({row['low_percent']:+.1f} to {row['high_percent']:+.1f})"
+    text = f"{row['effect_percent']:+.1f} %" + ("" if pd.isna(row["low_percent"]) else interval)
+    return text.replace("-", "−")
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Returns the table of `compare` in Markdown: for each group a caption and its arms in a fixed order."""
+    groups = table.groupby(GROUP, sort=False, dropna=False)
+    parts = [f"**{caption(group)}**\n\n{_markdown_rows(group)}" for _, group in groups]
+    notes = (
+        "Perplexity: exact, per token with `<unk>` and `<eos>`; in brackets, where the model's state is reset"
+        " (stream: nowhere). Effect: per cent of the baseline's perplexity (document), paired by seed and"
+        " document; in brackets its 95 % interval, a bootstrap over documents joined with the variance over"
+        " seeds; one seed has none. Rows stand in a fixed order and are not ranked. Not converged: the last"
+        " epoch still gained over 1 %."
+    )
+    failed = table.attrs.get("failed", 0)
+    return "\n\n".join([*parts, notes + (f" Failed and left out: {failed} runs." if failed else "")]) + "\n"
+
+
+def _markdown_rows(table: pd.DataFrame) -> str:
+    header = (
+        "arm", "perplexity (document)", "each seed (document)", "effect on perplexity",
+        "perplexity (stream)", "perplexity (sentence)", "extra tokens", "training (s)",
+    )  # fmt: skip
+    lines = [header, ("---", *["---:"] * (len(header) - 1))]
+    for name, (_, row) in zip(labels(table), table.iterrows()):
+        extra = row["extra_tokens"]
+        known = "unknown" if pd.isna(extra) else f"{extra / 1e6:.1f} M" if extra >= 1e5 else f"{extra:,}"
+        lines.append((
+            name,
+            f"{row['perplexity']:.1f}",
+            ", ".join(f"{value:.1f}" for value in row["seeds"]),
+            effect_text(row),
+            f"{row['perplexity_stream']:.1f}",
+            f"{row['perplexity_sentence']:.1f}",
+            known,
+            f"{row['training_seconds']:.0f}",
+        ))  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
