@@ -130,7 +130,9 @@ def _data(arguments) -> int:
 
 def _pretrain(arguments) -> None:
     from rtl_core import load_corpus, pretrain
+    from rtl_core.config import check_source
 
+    check_source(arguments.source)  # before a corpus is read for nothing
     made = pretrain(
         arguments.source, load_corpus(arguments.corpus), dim=arguments.dim, seed=arguments.seed,
         readout=arguments.readout, epochs=arguments.epochs,

@@ -21,8 +21,33 @@ def fast_bf16(device_type: str = "cpu") -> bool:
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
-    """Returns a @ b.T in float32, the product itself in bf16 if asked for. Shapes: (N, D), (M, D) -> (N, M)."""
-    return (a.bfloat16() @ b.bfloat16().T).float() if bf16 else a @ b.T
+    """Returns a @ b in float32, the product itself in bf16 if asked for. Shapes: (N, D), (D, M) -> (N, M)."""
+    return (a.bfloat16() @ b.bfloat16()).float() if bf16 else a @ b
+
+
+class LogNormaliser(torch.autograd.Function):
+    """log of the sum over j of exp(h · w_j + b_j); its gradient reuses the exponentials of the forward pass.
+
+    Three passes over the (N, S) logits forward and one backward, against ten of the plain expression.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, bf16: bool):
+        """Returns the log normaliser. Shapes: hidden (N, D), weight (S, D), bias (S,) -> (N,)."""
+        logits = matmul(hidden, weight.T, True).add_(bias) if bf16 else torch.addmm(bias, hidden, weight.T)
+        largest = logits.amax(1, keepdim=True)
+        exponentials = logits.sub_(largest).exp_()
+        total = exponentials.sum(1, keepdim=True)
+        ctx.save_for_backward(hidden, weight, exponentials, total)
+        ctx.bf16 = bf16
+        return (largest + total.log()).squeeze(1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        """Returns the gradients of hidden, weight and bias: the softmax, weighted by `gradient` (N,)."""
+        hidden, weight, exponentials, total = ctx.saved_tensors
+        share = exponentials * (gradient[:, None] / total)  # (N, S)
+        return matmul(share, weight, ctx.bf16), matmul(share.T, hidden, ctx.bf16), share.sum(0), None
 
 
 class OutputLayer(nn.Module):
@@ -48,7 +73,7 @@ class OutputLayer(nn.Module):
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Returns the summed training loss in nats. Shapes: hidden (N, D), targets (N,)."""
         if self.n_samples is None:
-            logits = matmul(hidden, self.weight, self.bf16) + self.bias
+            logits = matmul(hidden, self.weight.T, self.bf16) + self.bias
             return F.cross_entropy(logits, targets, reduction="sum")
         return self.sampled_loss(hidden, targets, self.sample(hidden.device))
 
@@ -74,8 +99,8 @@ class OutputLayer(nn.Module):
         correction = self.log_q[rows] + float(np.log(n_samples))
         n = len(targets)
         true = (hidden * weight[:n]).sum(1) + bias[:n]  # (N,)
-        noise = matmul(hidden, weight[n:], self.bf16) + (bias[n:] - correction[n:])  # (N, S)
-        normaliser = torch.logaddexp(noise.logsumexp(1), true - correction[:n])
+        noise = LogNormaliser.apply(hidden, weight[n:], bias[n:] - correction[n:], self.bf16)  # (N,)
+        normaliser = torch.logaddexp(noise, true - correction[:n])
         return (normaliser - true).sum()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,9 +33,11 @@ from rtl_core.pretrain import pretrain
 from rtl_core.results import Record, document_sums
 from rtl_core.scoring import ledger_of, perplexity, token_nats
 from rtl_core.storage import StudyError, atomic, project_root, results_dir, say, unknown
-from rtl_core.training import History, Optimisation, device, fit
+from rtl_core.training import Diverged, History, Optimisation, device, fit
 from rtl_core.transfer import build_model
 
+# Threads of one worker share torch's random generator: two runs at once would not be reproducible.
+one_at_a_time = threading.Lock()
 VERSIONS = ("torch", "numpy", "gensim", "pandas", "scikit-learn")
 
 
@@ -55,18 +58,23 @@ class Text:
 
 
 @lru_cache(maxsize=1)
-def _corpus(name: str) -> Corpus:
+def _named_corpus(name: str) -> Corpus:
     return load_corpus(name)
 
 
+def _corpus(name: str) -> Corpus:
+    """Returns a corpus, a named one from memory; a folder may have changed and is looked at again."""
+    return load_corpus(name) if name.startswith("folder:") else _named_corpus(name)
+
+
 @lru_cache(maxsize=2)
-def _vocabulary(corpus_name: str, size: int | None) -> Vocabulary:
+def _vocabulary(corpus_name: str, fingerprint: str, size: int | None) -> Vocabulary:
     return Vocabulary.build(_corpus(corpus_name).split("train"), size)
 
 
 @lru_cache(maxsize=2)
-def _text(corpus_name: str, vocab_size, lm_tokens, valid_tokens, test_tokens) -> Text:
-    corpus, vocabulary = _corpus(corpus_name), _vocabulary(corpus_name, vocab_size)
+def _text(corpus_name: str, fingerprint: str, vocab_size, lm_tokens, valid_tokens, test_tokens) -> Text:
+    corpus, vocabulary = _corpus(corpus_name), _vocabulary(corpus_name, fingerprint, vocab_size)
     sizes = {"train": lm_tokens, "valid": valid_tokens, "test": test_tokens}
     encoded = {
         split: vocabulary.encode(sample_documents(corpus.split(split), size), corpus.domains)
@@ -77,7 +85,9 @@ def _text(corpus_name: str, vocab_size, lm_tokens, valid_tokens, test_tokens) ->
 
 def text_of(e: Experiment) -> Text:
     """Returns the text of an experiment; the last ones are kept in memory."""
-    return _text(e.corpus, e.vocab_size, e.lm_tokens, e.valid_tokens, e.test_tokens)
+    return _text(
+        e.corpus, _corpus(e.corpus).fingerprint, e.vocab_size, e.lm_tokens, e.valid_tokens, e.test_tokens
+    )
 
 
 def grid(name: str) -> list[Experiment]:
@@ -103,9 +113,9 @@ def record_path(e: Experiment, fingerprint: str):
     return results_dir() / "local" / f"{name}.json"
 
 
-def model_dir(record: Record):
-    """Returns the folder of the trained model behind a record of the user's own."""
-    return results_dir() / "local" / "models" / record.name
+def model_dir(name: str):
+    """Returns the folder of the trained model behind the user's own record of this name."""
+    return results_dir() / "local" / "models" / name
 
 
 def run(e: Experiment) -> Record:
@@ -114,6 +124,7 @@ def run(e: Experiment) -> Record:
     Making it means: pre-train (or load) the embeddings, transfer them, fit the language model, score the
     test text once, store the record, its ledger and its model. An interrupted run resumes at its last epoch.
     """
+    _ = e.file_inputs  # a missing file is named before a corpus is read
     path = record_path(e, _corpus(e.corpus).fingerprint)
     if path.exists():
         record = Record.load(path)
@@ -140,7 +151,7 @@ def run_all(
     paths = [
         record_path(e, _corpus(e.corpus).fingerprint) for e in experiments
     ]  # harvests before workers start
-    missing = [e for e, path in zip(experiments, paths) if not path.exists()]
+    missing = list({path: e for e, path in zip(experiments, paths) if not path.exists()}.values())
     say(
         f"{len(experiments) - len(missing)} of {len(experiments)} runs loaded from records, {len(missing)} to do"
     )
@@ -156,7 +167,7 @@ def run_all(
 
 
 def _needs_table(e: Experiment) -> bool:
-    return e.model == "lstm" and e.source != "random"
+    return e.model == "lstm" and _base(e.pretraining).source != "random"
 
 
 def _base(config: PretrainConfig) -> PretrainConfig:
@@ -188,8 +199,8 @@ def _workers(workers: int, scheduler: str | None):
             raise StudyError("a cluster needs the extra: pip install 'rtl-core[cluster]'") from None
         try:
             client = Client(scheduler, timeout=20)
-        except OSError as error:
-            raise StudyError(f"no Dask scheduler answers at {scheduler} ({error}).") from None
+        except (OSError, ValueError) as error:
+            raise StudyError(f"no Dask scheduler answers at {scheduler} ({error}); give HOST:PORT.") from None
         with client, parallel_config("dask"), Parallel(return_as="generator_unordered") as parallel:
             yield parallel
 
@@ -208,22 +219,25 @@ def _progress(parallel, function, arguments: list[tuple], label: str) -> None:
 
 
 def _pretrain_one(config: PretrainConfig, corpus_name: str, vocab_size: int | None) -> str:
-    torch.set_num_threads(1)
-    made = pretrain(config, _corpus(corpus_name), _vocabulary(corpus_name, vocab_size))
+    with one_at_a_time:
+        torch.set_num_threads(1)
+        corpus = _corpus(corpus_name)
+        made = pretrain(config, corpus, _vocabulary(corpus_name, corpus.fingerprint, vocab_size))
     scores = ", ".join(f"{name} {value:.3g}" for name, value in made.scores.items())
     return f"{config.source}, seed {config.seed}: {made.embeddings.provenance['seconds']:.0f} s {scores}"
 
 
 def _run_one(e: Experiment) -> str:
-    torch.set_num_threads(1)
-    record = _make(e)
+    with one_at_a_time:
+        torch.set_num_threads(1)
+        record = _make(e)
     found = record.scores.get("test_perplexity_document")
     what = f"test perplexity {found:.1f} (document)" if found else record.status
     return f"{record.name}: {what}, {record.training_seconds:.0f} s"
 
 
 def _make_lstm(e: Experiment) -> Record:
-    """Trains and scores an LSTM; stores record, ledger and model."""
+    """Trains and scores an LSTM; stores ledger, model and, when all else is there, the record."""
     text = text_of(e)
     pretrained = pretrain(e.pretraining, text.corpus, text.vocabulary)
     model = build_model(e, text.vocabulary, pretrained.embeddings, text.lm_counts).to(device())
@@ -231,24 +245,26 @@ def _make_lstm(e: Experiment) -> Record:
     if history.interrupted:
         raise KeyboardInterrupt
     facts = pretrained.embeddings.provenance
+    coverage = pretrained.embeddings.coverage(text.vocabulary)
     common = {
-        "pretrained": {
-            "provenance": facts,
-            "scores": pretrained.scores,
-            "coverage": pretrained.embeddings.coverage(text.vocabulary),
-        },
+        "pretrained": {"provenance": facts, "scores": pretrained.scores, "coverage": coverage},
         "history": history.rows,
         "training_seconds": sum(row["seconds"] for row in history.rows),
         "pretraining_seconds": facts.get("seconds", 0.0),
     }
     if history.failed:
-        return _store(e, text, None, common | {"status": "failed", "converged": False})
-    started = time.perf_counter()
-    nats = {context: token_nats(model, text.test, context) for context in SCORE_CONTEXTS}
-    common |= {"converged": history.converged, "scoring_seconds": time.perf_counter() - started}
-    best = min(row["valid_loss"] for row in history.rows)
-    record = _store(e, text, nats, common, {f"valid_perplexity_{e.train_context}": float(np.exp(best))})
-    save_model(model_dir(record), model, text.vocabulary, e, text.corpus.tokenizer)
+        record = _store(
+            e, text, None, common | {"status": "failed", "failure": history.failed, "converged": False}
+        )
+    else:
+        started = time.perf_counter()
+        nats = {context: token_nats(model, text.test, context) for context in SCORE_CONTEXTS}
+        common |= {"converged": history.converged, "scoring_seconds": time.perf_counter() - started}
+        best = min(row["valid_loss"] for row in history.rows)
+        common["scores"] = {f"valid_perplexity_{e.train_context}": float(np.exp(best))}
+        name = record_path(e, text.corpus.fingerprint).stem
+        save_model(model_dir(name), model, text.vocabulary, e, text.corpus.tokenizer)
+        record = _store(e, text, nats, common)
     checkpoint_path(e, text).unlink(missing_ok=True)
     return record
 
@@ -269,7 +285,10 @@ def fit_language_model(e: Experiment, model: LSTMLanguageModel, text: Text) -> H
         return unit_batches(text.train, e.train_context, e.batch_size, e.window, order)
 
     def validate() -> float:
-        return float(np.log(perplexity(token_nats(model, text.valid, e.train_context))))
+        loss = float(token_nats(model, text.valid, e.train_context).mean(dtype=np.float64))
+        if not loss < 2 * np.log(len(text.vocabulary)):  # NaN too; a uniform guess has log V
+            raise Diverged(f"the validation loss became {loss:.3g} nats")
+        return loss
 
     seed = derive_seed(e.seed, "training")
     return fit(model, batches, validate, optimisation, seed=seed, checkpoint=checkpoint_path(e, text))
@@ -288,10 +307,10 @@ def _make_bound(e: Experiment) -> Record:
     return _store(e, text, nats, {"scoring_seconds": time.perf_counter() - started})
 
 
-def _store(e: Experiment, text: Text, nats: dict | None, facts: dict, scores: dict | None = None) -> Record:
+def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
     """Writes and returns the record of a finished run and, unless it failed, its ledger."""
     corpus, train_tokens = text.corpus, text.corpus.n_tokens("train")
-    extra = 0 if e.model != "lstm" or e.source == "random" else train_tokens - len(text.train)
+    extra = train_tokens - len(text.train) if _needs_table(e) else 0
     measured = {f"test_perplexity_{context}": perplexity(values) for context, values in (nats or {}).items()}
     record = Record(
         experiment=e.to_dict(),
@@ -307,14 +326,14 @@ def _store(e: Experiment, text: Text, nats: dict | None, facts: dict, scores: di
             "unk_share": float(np.mean(text.test.tokens == UNK_ID)),
             "extra_tokens": None if e.file_inputs else extra,
         },
-        scores=measured | (scores or {}),
         environment=environment(),
-        **facts,
+        **facts | {"scores": measured | facts.get("scores", {})},
     )
+    if (path := record_path(e, corpus.fingerprint)).exists():  # another process was faster
+        return Record.load(path)
     ledger = ledger_of(nats, text.test) if nats else None
     if ledger is not None:
-        path = record_path(e, corpus.fingerprint).with_suffix(".ledger.parquet")
-        with atomic(path) as temporary:
+        with atomic(path.with_suffix(".ledger.parquet")) as temporary:
             ledger.to_parquet(temporary, compression="zstd", index=False)
     record.save(results_dir() / "local", None if ledger is None else document_sums(ledger, corpus.domains))
     return record

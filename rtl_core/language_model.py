@@ -130,12 +130,11 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
     except (SafetensorError, FileNotFoundError) as error:
         raise StudyError(f"the model in {folder} is not whole ({error}); train it again.") from error
     tied, frozen = experiment.output_init == "tied", experiment.input_mode == "frozen"
-    size = experiment.hidden_size
     if frozen:
         table = InputTable(tensors["table.fixed"], tensors["table.rows"] < 0, frozen=True)
     else:
         table = InputTable(tensors["table.weight"], torch.ones(len(vocabulary), dtype=torch.bool))
-        table.scale = size**0.5 if tied else 1.0
+        table.scale = experiment.hidden_size**0.5 * experiment.input_rms if tied else 1.0
     weight = table.weight if tied else nn.Parameter(tensors["output.weight"])
     output = OutputLayer(weight, vocabulary.counts)  # counts start the bias, which is loaded next
     model = LSTMLanguageModel(table, make_lstm(experiment), output, experiment.dropout)

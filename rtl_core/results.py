@@ -30,6 +30,7 @@ class Record:
     experiment: dict  # Experiment.to_dict()
     identity: str
     status: str = "done"  # or failed: the run diverged; kept, so that it is not repeated by itself
+    failure: str = ""  # what went wrong, of a failed run
     text: dict = field(default_factory=dict)  # corpus, fingerprint, sizes, unk_share, extra_tokens
     pretrained: dict = field(default_factory=dict)  # provenance, scores, coverage
     scores: dict = field(
@@ -57,6 +58,9 @@ class Record:
     def name(self) -> str:
         """File name without suffix: corpus, source, seed and the start of the identity."""
         parts = (self.experiment["corpus"], self.experiment["source"], str(self.experiment["seed"]))
+        parts = (
+            re.sub(r"(file|folder):.*", r"\1", part) for part in parts
+        )  # identity has no paths, nor has a name
         safe = (re.sub(r"[^A-Za-z0-9.-]+", "_", part)[-60:] for part in parts)
         return "-".join((*safe, self.identity[:10]))
 

@@ -11,7 +11,7 @@ import torch
 from rtl_core.batches import located_batches
 from rtl_core.config import SCORE_CONTEXTS
 from rtl_core.corpora.corpus import Document
-from rtl_core.corpora.text import paragraphs_of, read_text
+from rtl_core.corpora.text import decode_text, paragraphs_of, read_text
 from rtl_core.corpora.vocabulary import EOS, UNK_ID, Encoded
 from rtl_core.language_model import LSTMLanguageModel, load_model
 from rtl_core.storage import StudyError
@@ -77,7 +77,7 @@ def score_text(folder: Path, file: Path) -> tuple[dict, list[tuple[str, float]]]
     Raises: StudyError when the file is missing, is not UTF-8, or holds no token.
     """
     model, vocabulary, tokenizer = load_model(folder)
-    raw = sys.stdin.read() if str(file) == "-" else read_text(file)
+    raw = decode_text(sys.stdin.buffer.read(), file) if str(file) == "-" else read_text(file)
     document = Document(str(file), None, "test", paragraphs_of(raw, tokenizer))
     if not any(document.lines()):
         raise StudyError(f"{file} holds no words to score.")

@@ -92,6 +92,8 @@ def read_json(path: Path):
 
 
 def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's bytes, as hexadecimal."""
+    """Returns the sha256 of a file's bytes, as hexadecimal. Raises: StudyError when there is no such file."""
+    if not Path(path).is_file():
+        raise StudyError(f"there is no file {path}; give the path of an existing one.")
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,7 +32,7 @@ class Optimisation:
     """How `fit` optimises; learning_rate is the peak of the schedule."""
 
     learning_rate: float = 4e-3
-    schedule: str = "one-cycle"  # linear warm-up, then linear decay to zero; or "constant"
+    schedule: str = "one-cycle"  # linear warm-up, then a half cosine down to zero; or "constant"
     max_epochs: int = 8
     patience: int = 1  # epochs without gain on validation before stopping
     weight_decay: float = 0.0  # decoupled, per unit of learning rate
@@ -44,8 +44,9 @@ class Optimisation:
         if self.schedule == "constant":
             return self.learning_rate
         warm = max(1, int(self.warmup * steps))
-        share = (step + 1) / warm if step < warm else (steps - step) / (steps - warm)
-        return self.learning_rate * share
+        if step < warm:
+            return self.learning_rate * (step + 1) / warm
+        return self.learning_rate * (1 + math.cos(math.pi * (step - warm) / (steps - warm))) / 2
 
 
 @dataclass

@@ -63,8 +63,9 @@ def build_model(
         lstm = make_lstm(experiment)
         weight = torch.randn(len(vocabulary), size) / size**0.5
     sparse = device().type != "mps"  # which has no sparse gradients
-    if tied:  # stored at root mean square 1/√D, the output's size, and multiplied by √D at the input
-        inputs = InputTable(table / size**0.5, covered, scale=size**0.5, sparse=sparse)
+    if tied:  # stored at root mean square 1/√D, the output's size, and brought to input_rms at the input
+        stored, scale = table / (size**0.5 * experiment.input_rms), size**0.5 * experiment.input_rms
+        inputs = InputTable(stored, covered, scale=scale, sparse=sparse)
         output_weight = inputs.weight
     else:
         inputs = InputTable(table, covered, frozen=experiment.input_mode == "frozen", sparse=sparse)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rtl_core.criteria import OutputLayer, fast_bf16, matmul
+from rtl_core.criteria import LogNormaliser, OutputLayer, fast_bf16, matmul
 
 V, D, N = 40, 8, 30
 
@@ -105,7 +105,7 @@ def test_draws_follow_the_sampling_distribution():
 def test_bf16_product_is_close_and_its_gradient_flows():
     hidden = torch.randn(20, D, requires_grad=True)
     weight = torch.randn(V, D)
-    product = matmul(hidden, weight, bf16=True)
+    product = matmul(hidden, weight.T, bf16=True)
     assert product.dtype == torch.float32
     assert torch.allclose(product, hidden @ weight.T, atol=0.1)
     product.sum().backward()
@@ -115,3 +115,16 @@ def test_bf16_product_is_close_and_its_gradient_flows():
 def test_bf16_is_looked_up_never_assumed():
     assert isinstance(fast_bf16("cpu"), bool)
     assert fast_bf16("mps") is False
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (40, 64, 16)])
+def test_log_normaliser_and_its_gradient_equal_the_plain_expression_in_float64(shape):
+    n, s, d = shape
+    torch.manual_seed(0)
+    parts = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((n, d), (s, d), (s,))]
+    plain = (parts[0] @ parts[1].T + parts[2]).logsumexp(1)
+    fast = LogNormaliser.apply(*parts, False)
+    assert torch.allclose(fast, plain)
+    upstream = torch.randn(n, dtype=torch.float64)
+    for a, b in zip(torch.autograd.grad(plain, parts, upstream), torch.autograd.grad(fast, parts, upstream)):
+        assert torch.allclose(a, b)

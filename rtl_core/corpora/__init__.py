@@ -81,9 +81,11 @@ def get(name: str) -> str:
 
 
 def check(name: str | None = None) -> list[dict]:
-    """Returns a row for the corpus (None: for every named one): whether it reads as expected, or why not."""
+    """Returns a row for the corpus (None: for every named one at hand): whether it reads as expected, or why not."""
+    if name and not name.startswith("folder:"):
+        source(name)  # or it is unknown
     rows = []
-    for each in [name] if name else all_sources():
+    for each in [name] if name else [row["name"] for row in corpora_table() if row["at_hand"]]:
         try:
             corpus = load_corpus(each)
             found = corpus.report.get("versions", []) + differences(corpus)

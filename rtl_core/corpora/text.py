@@ -36,6 +36,11 @@ def read_text(path: Path) -> str:
         data = Path(path).read_bytes()
     except OSError as error:
         raise StudyError(f"cannot read {path}: {error.strerror}. Check the path.") from error
+    return decode_text(data, path)
+
+
+def decode_text(data: bytes, path: Path) -> str:
+    """Returns bytes as text, as `read_text` does; `path` names them in errors."""
     if not data.strip():
         raise StudyError(f"{path} is empty ({len(data)} bytes); put the whole file in its place.")
     try:

@@ -1,6 +1,5 @@
 """From a source's name to its embeddings: loaded if they were made before, else trained and kept."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -15,10 +14,9 @@ from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.pretrained import Pretrained, provenance
-from rtl_core.storage import StudyError, cache_dir, file_sha256, read_json, write_json
+from rtl_core.storage import StudyError, cache_dir, file_sha256, read_json, say, write_json
 
 __all__ = ["PRETRAINERS", "Pretrained", "pretrain"]
-log = logging.getLogger(__name__)
 Pretrainer = Callable[[Corpus, Vocabulary, PretrainConfig], Pretrained]
 
 
@@ -102,7 +100,7 @@ def _load(path: Path, config: PretrainConfig) -> Pretrained | None:
         return None
     embeddings, notes = Embeddings.load(table), read_json(path)
     facts = embeddings.provenance
-    log.info("loaded %s (trained in %.0f s on %s)", config.source, facts["seconds"], facts["date"])
+    say(f"loaded {config.source} (made in {facts['seconds']:.0f} s on {facts['date']})")
     return Pretrained(embeddings, notes["scores"], notes["history"])
 
 
@@ -111,7 +109,7 @@ def _train(path: Path, config: PretrainConfig, corpus: Corpus, vocabulary: Vocab
         done = _load(path, config)  # another process may have trained it while this one waited
         if done:
             return done
-        log.info("training %s", config.source)
+        say(f"training {config.source}, seed {config.seed}")
         function = _from_file if config.source.startswith("file:") else PRETRAINERS[config.source]
         made = function(corpus, vocabulary, config)
         made.embeddings.save(path.with_suffix(".safetensors"))

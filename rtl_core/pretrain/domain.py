@@ -14,7 +14,7 @@ from torch import nn
 
 from rtl_core.batches import Batch, sequence_batches
 from rtl_core.config import PretrainConfig, derive_seed
-from rtl_core.corpora.corpus import Corpus
+from rtl_core.corpora.corpus import SPLITS, Corpus
 from rtl_core.corpora.vocabulary import Encoded, Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.averaging import average_states
@@ -84,7 +84,13 @@ def train(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig, level:
 
     Raises: StudyError when training diverges; KeyboardInterrupt when it was interrupted.
     """
-    texts = [vocabulary.encode(corpus.split(split), corpus.domains) for split in ("train", "valid", "test")]
+    texts = [vocabulary.encode(corpus.split(split), corpus.domains) for split in SPLITS]
+    for split, text in zip(SPLITS, texts):
+        if len(set(text.domains) - {-1}) < (2 if split == "train" else 1):
+            raise StudyError(
+                f"{config.source} needs documents with labels in every split, of two domains at least in train; "
+                f"in {split} of corpus {corpus.name} {sum(text.domains >= 0)} of {len(text.domains)} have a label."
+            )
     seed = derive_seed(config.seed, "pretrain", config.source)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -124,10 +130,12 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
         table, counts = average_states(model.encoder, labelled(text, level), len(vocabulary), config.dim)
     else:
         table = model.encoder.table.weight.detach().numpy()
-        counts = np.bincount(text.tokens, minlength=len(vocabulary))
+        read = (batch.inputs[batch.mask] for batch in labelled(text, level))
+        counts = sum(np.bincount(ids, minlength=len(vocabulary)) for ids in read)
     seen = np.flatnonzero(counts)  # a word that never occurs has nothing but its random start
     facts = {"task": f"domain of the {level}", "objective": "cross-entropy over domains", "level": level}
     facts |= {"epochs": len(rows)}
-    account = provenance(config, corpus, len(text), perf_counter() - started, **facts)
+    read = int(sequences(text, level)[1].sum())
+    account = provenance(config, corpus, read, perf_counter() - started, **facts)
     embeddings = Embeddings(tuple(vocabulary.decode(seen)), table[seen].astype(np.float32), account)
     return Pretrained(embeddings, scores, rows, model)
