@@ -5,6 +5,8 @@ import platform
 import subprocess
 import threading
 import time
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -12,6 +14,8 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed, parallel_config
+from tqdm import tqdm
 
 from rtl_core import bounds
 from rtl_core.batches import stream_batches, unit_batches
@@ -144,25 +148,25 @@ def run_all(
 ) -> list[Record]:
     """Returns the records of a grid, in order. Each worker is one process of one thread.
 
-    `workers` None: one a core. `scheduler`: the address of a Dask cluster to run on instead. Pre-training
-    comes first, each table once, then the language models.
+    `workers` None: one a core. `scheduler`: the address of a Dask cluster to run on instead. Each table is
+    made once, before the language models that need it.
     """
     workers = workers or os.cpu_count() or 1
-    paths = [
-        record_path(e, _corpus(e.corpus).fingerprint) for e in experiments
-    ]  # harvests before workers start
+    # Reading a corpus here harvests it once, before the workers need it.
+    paths = [record_path(e, _corpus(e.corpus).fingerprint) for e in experiments]
     missing = list({path: e for e, path in zip(experiments, paths) if not path.exists()}.values())
-    say(
-        f"{len(experiments) - len(missing)} of {len(experiments)} runs loaded from records, {len(missing)} to do"
-    )
+    n_loaded = len(experiments) - len(missing)
+    say(f"{n_loaded} of {len(experiments)} runs loaded from records, {len(missing)} to do")
     if missing and scheduler is None and workers == 1:
         for e in missing:
             say(_run_one(e))
     elif missing:
+        # Runs that need no table fill the workers while the last tables are being made.
+        missing.sort(key=_needs_table)
         tables = {_base(e.pretraining): (e.corpus, e.vocab_size) for e in missing if _needs_table(e)}
+        jobs = [delayed(_pretrain_one)(config, *text) for config, text in tables.items()]
         with _workers(workers, scheduler) as parallel:
-            _progress(parallel, _pretrain_one, [(c, *text) for c, text in tables.items()], "pre-training")
-            _progress(parallel, _run_one, [(e,) for e in missing], "language models")
+            _progress(parallel, [*jobs, *(delayed(_run_one)(e) for e in missing)])
     return [Record.load(path) for path in paths]
 
 
@@ -179,9 +183,6 @@ def _base(config: PretrainConfig) -> PretrainConfig:
 
 def _workers(workers: int, scheduler: str | None):
     """Returns a context that yields a joblib Parallel over local processes or a Dask cluster."""
-    from contextlib import contextmanager
-
-    from joblib import Parallel, parallel_config
 
     @contextmanager
     def local():
@@ -207,15 +208,14 @@ def _workers(workers: int, scheduler: str | None):
     return cluster() if scheduler else local()
 
 
-def _progress(parallel, function, arguments: list[tuple], label: str) -> None:
-    """Runs `function` over `arguments`; one line for each that is done."""
-    from joblib import delayed
-    from tqdm import tqdm
-
-    done = parallel(delayed(function)(*a) for a in arguments)
-    for line in tqdm(done, label, len(arguments), disable=None if arguments else True, unit="run"):
-        with tqdm.external_write_mode():
-            say(line)
+def _progress(parallel: Parallel, jobs: list) -> None:
+    """Runs jobs side by side; one line for each that is done."""
+    with warnings.catch_warnings():
+        # joblib replaces a worker whose memory has grown, which is as it should be
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
+        for line in tqdm(parallel(jobs), "study", len(jobs), disable=None, unit="job"):
+            with tqdm.external_write_mode():
+                say(line)
 
 
 def _pretrain_one(config: PretrainConfig, corpus_name: str, vocab_size: int | None) -> str:

@@ -23,9 +23,9 @@ from rtl_core.pretrain.pretrained import Pretrained, provenance
 from rtl_core.storage import StudyError
 from rtl_core.training import Loss, Optimisation, fit, mean_loss
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096  # states of a batch stay in cache
 LONGEST = {"sentence": 64, "paragraph": 256}  # longer sequences are cut into pieces, so that no word is lost
-EPOCHS = 2
+EPOCHS = 1
 
 
 class DomainClassifier(nn.Module):
