@@ -225,7 +225,7 @@ STUDY_SIZES = {
     "smoke": StudySize(1, SMOKE),
     "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 10_000, "test_tokens": 50_000}),
     "laptop": StudySize(
-        3, {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}, bound_epochs=2
+        3, {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}, bound_epochs=1
     ),
     "full": StudySize(5, {"lm_tokens": 1_000_000, "max_epochs": 6}, bound_epochs=3),
 }

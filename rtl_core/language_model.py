@@ -44,7 +44,8 @@ class InputTable(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Returns vectors. Shapes: ids (B, T) -> (B, T, D)."""
         if not self.frozen:
-            return nn.functional.embedding(ids, self.weight, sparse=self.sparse) * self.scale
+            vectors = nn.functional.embedding(ids, self.weight, sparse=self.sparse)
+            return vectors if self.scale == 1 else vectors * self.scale
         rows = self.rows[ids]
         free = nn.functional.embedding(rows.clamp(min=0), self.weight)
         return torch.where((rows >= 0)[..., None], free, self.fixed[ids]) * self.scale

@@ -18,7 +18,11 @@ from rtl_core.storage import StudyError
 from rtl_core.training import to_device
 
 LANES = {"stream": 1, "document": 32, "sentence": 128}  # units side by side; changes speed, never a number
-WINDOW = {"stream": 4096, "document": 256, "sentence": 64}  # tokens a lane at a time; changes memory, never a number
+WINDOW = {
+    "stream": 4096,
+    "document": 256,
+    "sentence": 64,
+}  # tokens a lane at a time; changes memory, never a number
 
 
 def perplexity(nats: np.ndarray) -> float:
@@ -39,7 +43,9 @@ def token_nats(
     where = next(model.parameters()).device
     out = np.empty(len(text), dtype=np.float32)
     state = None
-    for batch, positions in located_batches(text, context, lanes or LANES[context], window or WINDOW[context]):
+    for batch, positions in located_batches(
+        text, context, lanes or LANES[context], window or WINDOW[context]
+    ):
         inputs, targets, mask, fresh = to_device(batch, where)
         state = None if fresh else tuple(part[:, : len(inputs)].contiguous() for part in state)
         hidden, state = model.states(inputs, state)
