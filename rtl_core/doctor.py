@@ -7,35 +7,37 @@ import time
 import numpy as np
 import torch
 
+from rtl_core.batches import Batch
 from rtl_core.config import STUDY_SIZES, Experiment
 from rtl_core.corpora import corpora_table
-from rtl_core.criteria import OutputLayer
+from rtl_core.corpora.vocabulary import Vocabulary
+from rtl_core.embeddings import Embeddings
 from rtl_core.experiments import environment, grid
-from rtl_core.language_model import InputTable, LSTMLanguageModel, make_lstm
 from rtl_core.results import load_results
 from rtl_core.storage import StudyError
+from rtl_core.training import RowwiseAdamW
+from rtl_core.transfer import build_model
 
 
 def step_seconds(e: Experiment, vocab_size: int = 10_000, steps: int = 12) -> float:
     """Returns the seconds of one training step of an experiment here, on one thread, on random word ids."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        table = InputTable(torch.randn(vocab_size, e.hidden_size), torch.ones(vocab_size, dtype=torch.bool))
-        output = OutputLayer(
-            torch.nn.Parameter(torch.randn(vocab_size, e.hidden_size)), np.ones(vocab_size), e.n_samples
-        )
-        model = LSTMLanguageModel(table, make_lstm(e), output)
-        optimiser = torch.optim.AdamW(model.parameters(), fused=True)
-        ids = torch.randint(vocab_size, (e.batch_size, e.window))
-        times = []
-        for _ in range(steps):
-            started = time.perf_counter()
-            hidden, _ = model.states(ids)
-            optimiser.zero_grad(set_to_none=True)
-            output.loss(hidden.flatten(0, 1), ids.flatten()).backward()
-            optimiser.step()
-            times.append(time.perf_counter() - started)
+    generator = np.random.default_rng(0)
+    words = tuple(map(str, range(vocab_size)))
+    table = generator.standard_normal((vocab_size, e.hidden_size), dtype=np.float32)
+    model = build_model(
+        e, Vocabulary(words, (1,) * vocab_size), Embeddings(words, table, {}), np.ones(vocab_size)
+    )
+    optimiser = RowwiseAdamW(model.parameters(), fused=True)
+    ids = torch.from_numpy(generator.integers(vocab_size, size=(e.batch_size, e.window)))
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        optimiser.zero_grad(set_to_none=True)
+        model.loss(Batch(ids, ids)).total.backward()
+        optimiser.step()
+        times.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     return float(np.median(times[2:]))
 
@@ -52,7 +54,7 @@ def study_seconds(workers: int | None = None) -> dict[str, float]:
         return {}
     workers = workers or os.cpu_count() or 1
     lm = [r for r in records if r.experiment["lm_tokens"] is not None]
-    e = Experiment(**lm[0].experiment)
+    e = Experiment()
     tokens = sum(r.text["lm_tokens"] * len(r.history) for r in lm)
     training = sum(r.training_seconds for r in lm) / tokens
     speed = step_seconds(e) / (e.batch_size * e.window) / training

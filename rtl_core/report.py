@@ -24,7 +24,6 @@ def generated() -> dict[str, bytes]:
     """
     results = reference()
     table = compare(results)
-    text = f"{markdown_table(table)}\n{figures.describe_perplexity(table)}\n"
     readme = (project_root() / "README.md").read_text(encoding="utf-8")
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise StudyError(f"README.md must hold each of these lines once: {BEGIN} and {END}.")
@@ -33,12 +32,12 @@ def generated() -> dict[str, bytes]:
     block = f"{BEGIN}\n{markdown_table(table)}\n![{caption}]({FIGURE})\n\n*{caption}*\n{END}"
     return {
         "README.md": f"{before}{block}{after}".encode(),
-        "results/README.md": f"{_results_page(results, table, text)}".encode(),
+        "results/README.md": _results_page(results, f"{markdown_table(table)}\n{caption}\n").encode(),
         FIGURE: _figure(table),
     }
 
 
-def _results_page(results: Results, table, text: str) -> str:
+def _results_page(results: Results, text: str) -> str:
     """Returns results/README.md: where records come from, the table, the pre-training tasks' own scores."""
     scores = {}
     for record in results.records:
