@@ -13,7 +13,9 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -36,6 +38,7 @@ TEXTBOOK = PAPER.replace(
     hidden_size=200, n_layers=2, dropout=0.2, criterion="softmax", batch_size=20, max_epochs=6
 )  # the default recipe of the word-language-model example, which users report at test perplexity 142.07
 TEXTBOOK_PERPLEXITY = 142.07
+ADAM = partial(torch.optim.Adam, lr=1e-3, fused=True)
 
 
 def model_of(e: Experiment) -> nn.Module:
@@ -48,12 +51,12 @@ def model_of(e: Experiment) -> nn.Module:
 class Stepper:
     """Training steps of one experiment, timed one by one."""
 
-    def __init__(self, e: Experiment, plain: bool):
+    def __init__(self, e: Experiment, optimiser=None):
         self.model, self.e = model_of(e), e
-        self.model.output.bf16 = self.model.output.bf16 and not plain
-        if plain:  # as a textbook has it: dense gradients, the library's defaults
+        if optimiser:  # plain, as a textbook has it: dense gradients, float32
+            self.model.output.bf16 = False
             self.model.table.sparse = self.model.output.sparse = False
-            self.optimiser = torch.optim.Adam(self.model.parameters(), 1e-3)
+            self.optimiser = optimiser(self.model.parameters())
         else:
             self.optimiser = RowwiseAdamW(self.model.parameters(), 1e-3, fused=True)
         self.batches = stream_batches(text_of(e).train, e.batch_size, e.window)
@@ -93,17 +96,13 @@ def in_turn(slow: Stepper, fast: Stepper, rounds: int, fast_steps: int = 5) -> f
 @contextlib.contextmanager
 def own_results():
     """Keeps checkpoints out of the user's results, so that what is timed starts from nothing."""
-    kept = os.environ.get("RTL_RESULTS_DIR")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["RTL_RESULTS_DIR"] = folder
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, RTL_RESULTS_DIR=folder):
         yield
-    del os.environ["RTL_RESULTS_DIR"]
-    os.environ.update({"RTL_RESULTS_DIR": kept} if kept else {})
 
 
 def steps() -> list[dict]:
     """The training step with sampled softmax against the full softmax in float32, same model and optimiser."""
-    slow, fast = Stepper(PAPER.replace(criterion="softmax"), plain=True), Stepper(PAPER, plain=False)
+    slow, fast = Stepper(PAPER.replace(criterion="softmax"), ADAM), Stepper(PAPER)
     ratio = in_turn(slow, fast, rounds=10)
     what = f"{1000 * slow.median:.0f} ms against {1000 * fast.median:.1f} ms"
     return [row("training step: full softmax / sampled softmax, 1 × 128, 33,278 words", ratio, 12, what)]
@@ -112,16 +111,15 @@ def steps() -> list[dict]:
 def fast() -> list[dict]:
     """Training time of wikitext-2-fast, trained here, against the textbook recipe extrapolated from its step."""
     e = NAMED["wikitext-2-fast"]
-    slow = Stepper(TEXTBOOK, plain=True)
+    slow = Stepper(TEXTBOOK, partial(torch.optim.SGD, lr=1e-3))
     for _ in range(8):
         slow.step()
     with own_results():
-        history = fit_language_model(e, model_of(e), text_of(e))
+        record = run(e)
     for _ in range(8):
         slow.step()
-    seconds = sum(r["seconds"] for r in history.rows)
     textbook = slow.median * slow.epoch_steps * TEXTBOOK.max_epochs
-    found = run(e).scores["test_perplexity_stream"]
+    seconds, found = record.training_seconds, record.scores["test_perplexity_stream"]
     what = f"{textbook / 60:.0f} min extrapolated against {seconds:.0f} s"
     return [
         row("training time: textbook 2 × 200 recipe / wikitext-2-fast", textbook / seconds, 30, what),
@@ -213,7 +211,9 @@ BENCHMARKS = {
 def main() -> None:
     """Runs the chosen benchmarks, prints the table, writes results.json."""
     parser = argparse.ArgumentParser("benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", choices=(*BENCHMARKS, []), help="default: steps fast study-quick")
+    parser.add_argument(
+        "names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: steps fast study-quick"
+    )
     names = parser.parse_args().names or ["steps", "fast", "study-quick"]
     rows = []
     for name in names:

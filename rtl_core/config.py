@@ -61,10 +61,18 @@ class _Config:
             bounds = f.metadata.get("range")
             if not bounds or value is None and type(None) in get_args(f.type):
                 continue
-            if not isinstance(value, int | float) or not bounds[0] <= value <= bounds[1]:
+            kind = float if float in (f.type, *get_args(f.type)) else int
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if (
+                not number
+                or kind is int
+                and not float(value).is_integer()
+                or not bounds[0] <= value <= bounds[1]
+            ):
                 raise StudyError(
-                    f"{f.name} = {value!r} is not valid; give a number, {bounds[0]} to {bounds[1]}."
+                    f"{f.name} = {value!r} is not valid; give {kind.__name__}, {bounds[0]} to {bounds[1]}."
                 )
+            object.__setattr__(self, f.name, kind(value))  # 0 and 0.0 are one setting
 
     def replace(self, **changes):
         """Returns a copy with some fields changed. Raises: StudyError for an unknown field."""

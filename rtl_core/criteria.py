@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rtl_core.training import device
+
 BLOCK_TOKENS, BLOCK_WORDS = 256, 1024  # logits held at a time while scoring: 1 MiB stays in cache
 SAFE_LOGIT = 70.0  # exp(70) times any vocabulary is a float32
 
@@ -66,9 +68,9 @@ class OutputLayer(nn.Module):
         self.bias = nn.Parameter(log_q.clone())
         self.n_samples = n_samples  # None: full softmax
         self.sparse = sparse  # gradients of the sampled rows only: for training.RowwiseAdamW
-        self.bf16 = fast_bf16(weight.device.type)
+        self.bf16 = fast_bf16(device().type)
         self.register_buffer("log_q", log_q, persistent=False)
-        self.register_buffer("cumulative_q", log_q.double().exp().cumsum(0), persistent=False)
+        self.cumulative_q = log_q.double().exp().cumsum(0)  # on the CPU: not every device has float64
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Returns the summed training loss in nats. Shapes: hidden (N, D), targets (N,)."""
@@ -77,10 +79,10 @@ class OutputLayer(nn.Module):
             return F.cross_entropy(logits, targets, reduction="sum")
         return self.sampled_loss(hidden, targets, self.sample(hidden.device))
 
-    def sample(self, device) -> torch.Tensor:
+    def sample(self, where) -> torch.Tensor:
         """Returns `n_samples` word ids drawn with replacement from q, shared by the batch. Shape (S,)."""
-        draws = torch.rand(self.n_samples, dtype=torch.float64, device=device) * self.cumulative_q[-1]
-        return torch.searchsorted(self.cumulative_q, draws).clamp_(max=len(self.cumulative_q) - 1)
+        draws = torch.rand(self.n_samples, dtype=torch.float64) * self.cumulative_q[-1]
+        return torch.searchsorted(self.cumulative_q, draws).clamp_(max=len(self.cumulative_q) - 1).to(where)
 
     def sampled_loss(self, hidden: torch.Tensor, targets: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Returns the summed loss log Z' - s_y, where Z' estimates the softmax's normaliser from the sample.

@@ -163,8 +163,10 @@ def run_all(
     elif missing:
         # Runs that need no table fill the workers while the last tables are being made.
         missing.sort(key=_needs_table)
-        tables = {_base(e.pretraining): (e.corpus, e.vocab_size) for e in missing if _needs_table(e)}
-        jobs = [delayed(_pretrain_one)(config, *text) for config, text in tables.items()]
+        tables = dict.fromkeys(
+            (_base(e.pretraining), e.corpus, e.vocab_size) for e in missing if _needs_table(e)
+        )
+        jobs = [delayed(_pretrain_one)(*table) for table in tables]
         with _workers(workers, scheduler) as parallel:
             _progress(parallel, [*jobs, *(delayed(_run_one)(e) for e in missing)])
     return [Record.load(path) for path in paths]
@@ -197,7 +199,7 @@ def _workers(workers: int, scheduler: str | None):
         try:
             from distributed import Client
         except ImportError:
-            raise StudyError("a cluster needs the extra: pip install 'rtl-core[cluster]'") from None
+            raise StudyError("a cluster needs the extra: pip install -e '.[cluster]'") from None
         try:
             client = Client(scheduler, timeout=20)
         except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from rtl_core.batches import Batch
@@ -114,7 +114,7 @@ def save_model(
         del tensors["output.weight"]
     vocabulary.save(folder / "vocabulary.json")
     with atomic(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
+        temporary.write_bytes(save(tensors))
     write_json(folder / "experiment.json", {"experiment": experiment.to_dict(), "tokenizer": tokenizer})
 
 
@@ -125,7 +125,7 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
     """
     notes = read_json(folder / "experiment.json")
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    experiment = Experiment(**notes["experiment"])
+    experiment = Experiment.from_dict(notes["experiment"])
     try:
         tensors = load_file(folder / "model.safetensors")
     except (SafetensorError, FileNotFoundError) as error:

@@ -1,5 +1,6 @@
 """README's table and figure and results/README.md, generated from the committed records."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -93,8 +94,8 @@ def promote(results: Results) -> Path:
     """Makes `results` the reference records, in place of the old ones; returns their folder."""
     from rtl_core.results import collect
 
-    folder = results_dir() / "reference"
-    for old in folder.glob("*.json"):
-        old.unlink()
-    collect(results, folder)
-    return folder
+    folder, new = results_dir() / "reference", results_dir() / "reference.new"
+    shutil.rmtree(new, ignore_errors=True)
+    collect(results, new)  # whole, before the old ones go
+    shutil.rmtree(folder, ignore_errors=True)
+    return new.rename(folder)

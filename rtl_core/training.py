@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from tqdm import tqdm
 
@@ -69,7 +69,7 @@ class RowwiseAdamW(torch.optim.AdamW):
 
     A parameter with a sparse gradient is trained by Adam without momentum (beta1 = 0). Its rows then move only
     in steps that touch them, and the second moment of an untouched row only decays, which is made up for at
-    its next touch: a step costs what it touches and equals the dense step exactly. (Updating moments only when
+    its next touch: a step costs what it touches and, without weight decay, equals the dense step. (Updating moments only when
     touched, as torch.optim.SparseAdam does, would train a word seen every K steps √K times more slowly.)
     """
 
@@ -163,7 +163,7 @@ def fit(
 ) -> History:
     """Returns the history of training `objective`, which ends with the weights that were best on validation.
 
-    `batches(epoch)` gives an epoch's batches (the same number every epoch), `validate()` the validation loss
+    `batches(epoch)` gives an epoch's batches (about the same number every epoch), `validate()` the validation loss
     in nats. Every epoch draws from its own seed, so that a run resumed from `checkpoint` (written after each
     epoch) equals one that was never interrupted; the caller's random state is left untouched. Ctrl-C returns
     what was learnt; a loss that is not finite ends training with `failed` set.
@@ -243,7 +243,7 @@ def _save_checkpoint(path, objective, optimiser, rows, best) -> None:
         tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
     whole = {name: value.contiguous().cpu().clone() for name, value in tensors.items()}
     with atomic(path) as temporary:
-        save_file(whole, temporary, {"rows": json.dumps(rows)})
+        temporary.write_bytes(save(whole, {"rows": json.dumps(rows)}))
 
 
 def _resume(path, objective, optimiser) -> tuple[list[dict], dict]:

@@ -5,7 +5,6 @@ import gc
 import inspect
 import os
 import re
-import sys
 import warnings
 from dataclasses import replace
 from importlib import metadata
@@ -14,7 +13,7 @@ from pathlib import Path
 from rtl_core.corpora.corpus import SPLITS, Corpus, Document
 from rtl_core.corpora.sources import source
 from rtl_core.corpora.text import drop_near_duplicates, paragraphs_of, split_by_hash
-from rtl_core.storage import StudyError
+from rtl_core.storage import StudyError, say
 
 PIECE = 1000  # tokens of a document at most
 SHORTEST = 50  # tokens of a document at least
@@ -179,9 +178,9 @@ def read_docstrings() -> Corpus:
         raise StudyError("no package of the docstrings corpus is installed; run `pip install -e .` first.")
     pins = dict(pin.split("==") for pin in source("docstrings")["distributions"])
     others = [f"{name} {found[name] or 'missing'}, not {v}" for name, v in pins.items() if v != found[name]]
-    print("harvesting docstrings of the installed packages, once; about half a minute", file=sys.stderr)
+    say("harvesting docstrings of the installed packages, once; about half a minute")
     corpus = harvest(topic_modules())
     if others:
-        print(f"warning: docstrings is another text than published: {'; '.join(others)}", file=sys.stderr)
+        say(f"warning: docstrings is another text than published: {'; '.join(others)}")
     read = {split: corpus.n_tokens(split) for split in SPLITS}
     return replace(corpus, report=corpus.report | {"read": read, "versions": others})
