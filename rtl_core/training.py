@@ -69,8 +69,9 @@ class RowwiseAdamW(torch.optim.AdamW):
 
     A parameter with a sparse gradient is trained by Adam without momentum (beta1 = 0). Its rows then move only
     in steps that touch them, and the second moment of an untouched row only decays, which is made up for at
-    its next touch: a step costs what it touches and, without weight decay, equals the dense step. (Updating moments only when
-    touched, as torch.optim.SparseAdam does, would train a word seen every K steps √K times more slowly.)
+    its next touch: a step costs what it touches and, without weight decay, equals the dense step. (Updating
+    moments only when touched, as torch.optim.SparseAdam does, would train a word seen every K steps √K times
+    more slowly.)
     """
 
     @torch.no_grad()
