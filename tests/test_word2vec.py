@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import logging
 import os
 import subprocess
 import sys
@@ -110,14 +109,14 @@ def test_random_is_gaussian_over_the_vocabulary_and_seeded():
     assert made[0].provenance["tokens_read"] == 0
 
 
-def test_trained_once_then_loaded(counted, caplog):
-    caplog.set_level(logging.INFO, logger="rtl_core")
+def test_trained_once_then_loaded(counted, capsys):
     first = pretrain("word2vec-sg", SMALL, dim=4)
     again = pretrain(PretrainConfig("word2vec-sg", dim=4), SMALL)
     assert len(counted) == 1
     assert again.embeddings.table.tobytes() == first.embeddings.table.tobytes()
     assert (again.scores, again.history, again.embeddings.provenance) == (first.scores, first.history, FACTS)
-    assert caplog.messages == ["training word2vec-sg", "loaded word2vec-sg (trained in 41 s on 2026-01-31)"]
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["training word2vec-sg, seed 0", "loaded word2vec-sg (made in 41 s on 2026-01-31)"]
 
 
 def test_whatever_changes_the_result_trains_anew(counted, tiny_corpus):
