@@ -117,7 +117,7 @@ def sequence_batches(
     by_length = np.argsort(lengths, kind="stable")
     if order is not None:  # ties are broken at random, so that batches differ from epoch to epoch
         by_length = np.lexsort((order.random(len(lengths)), lengths))
-    widest = np.maximum.accumulate(lengths[by_length])
+    widest = lengths[by_length]  # of a group: its last
     groups, begin = [], 0
     while begin < len(by_length):
         # grow the group while its padded size stays within the budget

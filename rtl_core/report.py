@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from rtl_core import figures
-from rtl_core.results import Results, compare, load_results
+from rtl_core.results import Results, collect, compare, load_results
 from rtl_core.storage import StudyError, atomic, project_root, results_dir
 from rtl_core.tables import markdown_table
 
@@ -72,28 +72,25 @@ def _figure(table) -> bytes:
 
 def write() -> list[Path]:
     """Writes every generated file; returns those that changed."""
-    changed = stale_files()
-    contents = generated()
-    for path in changed:
+    changed = _stale(generated())
+    for path, content in changed.items():
         with atomic(path) as temporary:
-            temporary.write_bytes(contents[str(path.relative_to(project_root()))])
-    return changed
+            temporary.write_bytes(content)
+    return list(changed)
 
 
 def stale_files() -> list[Path]:
     """Returns the generated files that differ from what the committed records say."""
-    root = project_root()
-    return [
-        root / name
-        for name, content in generated().items()
-        if not (root / name).exists() or (root / name).read_bytes() != content
-    ]
+    return list(_stale(generated()))
+
+
+def _stale(contents: dict[str, bytes]) -> dict[Path, bytes]:
+    paths = {project_root() / name: content for name, content in contents.items()}
+    return {path: new for path, new in paths.items() if not path.exists() or path.read_bytes() != new}
 
 
 def promote(results: Results) -> Path:
     """Makes `results` the reference records, in place of the old ones; returns their folder."""
-    from rtl_core.results import collect
-
     folder, new = results_dir() / "reference", results_dir() / "reference.new"
     shutil.rmtree(new, ignore_errors=True)
     collect(results, new)  # whole, before the old ones go
