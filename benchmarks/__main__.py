@@ -26,8 +26,9 @@ from torch import nn
 from rtl_core.batches import stream_batches
 from rtl_core.config import NAMED, Experiment
 from rtl_core.embeddings import Embeddings
-from rtl_core.experiments import environment, fit_language_model, run, text_of
+from rtl_core.experiments import environment, fit_language_model, run
 from rtl_core.storage import project_root, write_json
+from rtl_core.texts import text_of
 from rtl_core.training import RowwiseAdamW, clip_gradients
 from rtl_core.transfer import build_model
 

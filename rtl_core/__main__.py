@@ -9,7 +9,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from rtl_core.config import CHOICES, NAMED, READOUTS, SCORE_CONTEXTS, STUDY_SIZES, Experiment
+from rtl_core.config import CHOICES, NAMED, SCORE_CONTEXTS, STUDY_SIZES, Experiment, PretrainConfig
 from rtl_core.storage import StudyError, results_dir
 
 DESCRIPTION = "Can word embeddings trained for other tasks improve a neural language model?"
@@ -42,10 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     pre = add("pretrain", _pretrain, "train (or load) one embedding table")
     pre.add_argument("source", help="word2vec-sg, domain-paragraph, permuted:word2vec-sg, file:PATH, …")
     pre.add_argument("--corpus", default="docstrings", help="corpus to train on (default: %(default)s)")
-    pre.add_argument("--dim", type=int, default=128, help="columns of the table (default: %(default)s)")
-    pre.add_argument("--seed", type=int, default=0)
-    pre.add_argument("--readout", choices=READOUTS, default=READOUTS[0])
-    pre.add_argument("--epochs", type=int, help="passes over the text (default: the source's own)")
+    pre.set_defaults(**PretrainConfig().to_dict())
+    _add_settings(pre, PretrainConfig, leave_out=("source",))
     pre.add_argument(
         "--neighbors", nargs="*", default=[], metavar="WORD", help="show these words' neighbours"
     )
@@ -53,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = add("run", _run, "train and score one language model, or a named experiment")
     one.add_argument("name", nargs="?", help=f"a named experiment: {', '.join(NAMED)}")
-    _add_settings(one)
+    _add_settings(one, Experiment)
 
     study = add("study", _study, "run every arm of the study and print the table")
     study.add_argument("--size", choices=tuple(STUDY_SIZES), default="quick")
@@ -83,11 +81,11 @@ def _add_command(commands, name: str, function, text: str) -> argparse.ArgumentP
     return sub
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds one option for each field of Experiment."""
-    group = parser.add_argument_group("settings of the experiment")
-    types_of = typing.get_type_hints(Experiment)
-    for f in fields(Experiment):
+def _add_settings(parser: argparse.ArgumentParser, config: type, leave_out: tuple = ()) -> None:
+    """Adds one option for each field of a configuration."""
+    group = parser.add_argument_group("settings")
+    types_of = typing.get_type_hints(config)
+    for f in (f for f in fields(config) if f.name not in leave_out):
         kinds = typing.get_args(types_of[f.name]) or (types_of[f.name],)
         optional = types.NoneType in kinds
 
@@ -130,13 +128,11 @@ def _data(arguments) -> int:
 
 def _pretrain(arguments) -> None:
     from rtl_core import load_corpus, pretrain
-    from rtl_core.config import check_source
 
-    check_source(arguments.source)  # before a corpus is read for nothing
-    made = pretrain(
-        arguments.source, load_corpus(arguments.corpus), dim=arguments.dim, seed=arguments.seed,
-        readout=arguments.readout, epochs=arguments.epochs,
-    )  # fmt: skip
+    # before a corpus is read for nothing
+    settings = {f.name: getattr(arguments, f.name) for f in fields(PretrainConfig)}
+    config = PretrainConfig(**settings)
+    made = pretrain(config, load_corpus(arguments.corpus))
     vectors = made.embeddings
     near = {word: vectors.neighbors(word, k=8) for word in arguments.neighbors}
     if arguments.output:
@@ -216,14 +212,12 @@ def _score(arguments) -> None:
 
 def _report(arguments) -> None:
     from rtl_core import compare, load_results, report
-    from rtl_core.experiments import grid, record_path, text_of
+    from rtl_core.experiments import grid, record_path
     from rtl_core.results import record_rows
     from rtl_core.tables import markdown_table
 
     if arguments.promote:
-        wanted = grid(arguments.promote)
-        fingerprint = text_of(wanted[0]).corpus.fingerprint
-        names = [record_path(e, fingerprint).stem for e in wanted]
+        names = [record_path(e).stem for e in grid(arguments.promote)]
         print(f"wrote {report.promote(load_results('local').select(names))}", file=sys.stderr)
     if arguments.write or arguments.promote:
         for path in report.write():

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import get_args
 
+from rtl_core import catalogue
 from rtl_core.storage import StudyError, file_sha256, unknown
 
-SOURCES = ("random", "word2vec-sg", "word2vec-cbow", "domain-sentence", "domain-paragraph")
-PREFIXED = ("file:", "permuted:")  # file:PATH and permuted:SOURCE
 READOUTS = ("averaged", "input-layer")
 CHOICES = {
     "model": ("lstm", "unigram", "kneser-ney"),
@@ -22,17 +21,7 @@ CHOICES = {
 }
 SCORE_CONTEXTS = ("document", "stream", "sentence")
 # Raised by hand when a change of code changes results, so that an old model is never taken for a new one.
-RECIPE = {"pretrain": 1, "run": 1}
-
-
-def check_source(source: str) -> str:
-    """Returns `source` if it names one. Raises: StudyError with the nearest valid names."""
-    base = source
-    while base.startswith("permuted:"):
-        base = base.removeprefix("permuted:")
-    if base not in SOURCES and not base.startswith("file:"):
-        raise unknown("source", base, (*SOURCES, "file:PATH", "permuted:SOURCE"))
-    return source
+RECIPE = {"pretrain": 1, "run": 2}
 
 
 def derive_seed(seed: int, *purpose) -> int:
@@ -55,7 +44,7 @@ class _Config:
             if hasattr(self, name) and getattr(self, name) not in valid:
                 raise unknown(name, str(getattr(self, name)), valid)
         if hasattr(self, "source"):
-            check_source(self.source)
+            self._set_inert_aside()
         for f in fields(self):
             value = getattr(self, f.name)
             bounds = f.metadata.get("range")
@@ -74,6 +63,17 @@ class _Config:
                 )
             object.__setattr__(self, f.name, kind(value))  # 0 and 0.0 are one setting
 
+    def _set_inert_aside(self) -> None:
+        """Gives its default to every setting that changes nothing for this source: one table, one identity.
+
+        Raises: StudyError for an unknown source, with the nearest valid names.
+        """
+        used = catalogue.find(self.source).settings
+        for f in fields(self):
+            setting = f.metadata.get("of_sources")
+            if setting and setting not in used:
+                object.__setattr__(self, f.name, f.default)
+
     def replace(self, **changes):
         """Returns a copy with some fields changed. Raises: StudyError for an unknown field."""
         names = [f.name for f in fields(self)]
@@ -86,6 +86,14 @@ class _Config:
         """Returns the settings as a JSON-able dict."""
         return asdict(self)
 
+    def changed(self) -> dict:
+        """Returns the settings that are not at their default: what identity is made of.
+
+        A new setting whose default changes nothing so leaves the records of before valid; a default that
+        changes needs a raised RECIPE.
+        """
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
     @classmethod
     def from_dict(cls, values: dict):
         """Returns settings from `to_dict`. Raises: StudyError for an unknown key, with the nearest valid one."""
@@ -96,9 +104,20 @@ class _Config:
         return cls(**values)
 
 
-def _setting(default, meaning: str, low=None, high=None):
-    """A field with its meaning (also its help text) and, for numbers, the valid range."""
-    return field(default=default, metadata={"help": meaning, "range": None if low is None else (low, high)})
+def _setting(default, meaning: str, low=None, high=None, of_sources: str | None = None):
+    """A field with its meaning (also its help text) and, for numbers, the valid range.
+
+    `of_sources`: the name under which a source of the catalogue says that this setting matters to it.
+    """
+    valid = None if low is None else (low, high)
+    return field(default=default, metadata={"help": meaning, "range": valid, "of_sources": of_sources})
+
+
+# What these settings mean, in PretrainConfig and in Experiment
+READOUT = "of contextual sources: mean state over a word's occurrences, or the input layer"
+OCCURRENCES = "how many occurrences of a word are averaged; none: all"
+EPOCHS = "passes of pre-training; none: the source's own default"
+PRETRAIN_ON = "pre-training text: corpus (all its training text), lm-split (the LM's own), or another corpus"
 
 
 @dataclass(frozen=True)
@@ -107,25 +126,23 @@ class PretrainConfig(_Config):
 
     source: str = "word2vec-sg"
     dim: int = _setting(128, "columns of the table", 2, 16384)
-    readout: str = _setting(
-        "averaged", "of contextual sources: mean state over all occurrences, or input layer"
-    )
-    epochs: int | None = _setting(None, "passes over the text; None: the source's own default", 1, 1000)
-    text: str = "corpus"  # which text is read: the whole training split
+    readout: str = _setting("averaged", READOUT, of_sources="readout")
+    occurrences: int | None = _setting(None, OCCURRENCES, 1, 10**9, of_sources="occurrences")
+    epochs: int | None = _setting(None, EPOCHS, 1, 1000, of_sources="epochs")
     seed: int = _setting(0, "random seed", 0, 2**31)
 
     @property
     def base(self) -> "PretrainConfig":
-        """The settings of X for the control permuted:X."""
-        return self.replace(source=self.source.removeprefix("permuted:"))
+        """The settings of the table behind a control, which is made once for all its controls."""
+        return self.replace(source=catalogue.base_of(self.source))
 
 
 @dataclass(frozen=True)
 class Experiment(_Config):
     """One language model to train and score: text, source of its embeddings, transfer, criterion, model, seed.
 
-    The defaults are the study's recipe. learning_rate, input_rms, dropout and batch were chosen on the validation
-    text of docstrings, for the baseline and skip-gram together, and are the same for every arm.
+    The defaults are the study's recipe. learning_rate, input_rms, dropout, batch and max_epochs were chosen on the
+    validation text of docstrings, for the baseline and skip-gram together, and are the same for every arm.
     """
 
     # text
@@ -136,12 +153,10 @@ class Experiment(_Config):
     test_tokens: int | None = _setting(None, "test text; none: all", 1, 10**12)
     # source of the input embeddings
     source: str = _setting("random", "where the input embeddings come from")
-    readout: str = _setting(
-        "averaged", "of contextual sources: mean state over all occurrences, or input layer"
-    )
-    pretrain_epochs: int | None = _setting(
-        None, "passes of pre-training; none: the source's default", 1, 1000
-    )
+    readout: str = _setting("averaged", READOUT, of_sources="readout")
+    occurrences: int | None = _setting(None, OCCURRENCES, 1, 10**9, of_sources="occurrences")
+    pretrain_epochs: int | None = _setting(None, EPOCHS, 1, 1000, of_sources="epochs")
+    pretrain_on: str = _setting("corpus", PRETRAIN_ON, of_sources="pretrain_on")
     # transfer
     input_mode: str = _setting("finetuned", "whether the LM trains the embeddings it received")
     output_init: str = _setting("random", "output layer: its own, or tied to the input table")
@@ -150,7 +165,7 @@ class Experiment(_Config):
     model: str = _setting("lstm", "lstm, or one of the bounds")
     hidden_size: int = _setting(128, "LSTM units, also the embedding dimension", 2, 16384)
     n_layers: int = _setting(1, "LSTM layers", 1, 16)
-    dropout: float = _setting(0.2, "dropout on the LSTM's inputs and outputs", 0.0, 0.95)
+    dropout: float = _setting(0.3, "dropout on the LSTM's inputs and outputs", 0.0, 0.95)
     # training
     criterion: str = _setting("sampled-softmax", "training criterion; scoring is always exact")
     n_samples: int = _setting(512, "words drawn for each batch by sampled softmax", 1, 10**7)
@@ -161,7 +176,7 @@ class Experiment(_Config):
     schedule: str = _setting("one-cycle", "linear up then a cosine down to zero, or constant")
     weight_decay: float = _setting(0.0, "decoupled weight decay", 0.0, 10.0)
     clip: float = _setting(1.0, "largest norm of the gradient of the mean loss", 1e-6, 1e6)
-    max_epochs: int = _setting(5, "most passes over the LM's text", 1, 10_000)
+    max_epochs: int = _setting(8, "most passes over the LM's text", 1, 10_000)
     patience: int = _setting(2, "epochs without gain on validation before stopping", 1, 10_000)
     seed: int = _setting(0, "random seed, of the pre-training too", 0, 2**31)
 
@@ -177,20 +192,22 @@ class Experiment(_Config):
     def pretraining(self) -> PretrainConfig:
         """The settings of the pre-training behind this experiment."""
         return PretrainConfig(
-            self.source, self.hidden_size, self.readout, self.pretrain_epochs, seed=self.seed
+            self.source, self.hidden_size, self.readout, self.occurrences, self.pretrain_epochs, self.seed
         )
 
     @cached_property
     def file_inputs(self) -> dict[str, str]:
         """sha256 of the contents of `file:` sources: identity follows the content, never the path."""
-        path = self.source.rpartition("permuted:")[2]
+        path = catalogue.base_of(self.source)
         return {"file": file_sha256(path.removeprefix("file:"))} if path.startswith("file:") else {}
 
     def identity(self, corpus_fingerprint: str) -> str:
         """Returns the sha256 over settings, corpus, contents of files and recipe version."""
-        settings = self.to_dict()
+        settings = self.changed()
         if self.corpus.startswith("folder:"):  # its fingerprint says all: the same text in another place
             settings["corpus"] = "folder:"
+        if self.pretrain_on.startswith("folder:"):
+            settings["pretrain_on"] = "folder:"
         if self.file_inputs:  # the same file under another name is the same experiment
             settings["source"] = settings["source"].partition("file:")[0] + "file:"
         return identity(settings, corpus_fingerprint, self.file_inputs, RECIPE)
@@ -233,9 +250,9 @@ STUDY_SIZES = {
     "smoke": StudySize(1, SMOKE),
     "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 10_000, "test_tokens": 50_000}),
     "laptop": StudySize(
-        3, {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}, bound_epochs=1
+        3, {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}, bound_epochs=2
     ),
-    "full": StudySize(5, {"lm_tokens": 1_000_000, "max_epochs": 6}, bound_epochs=3),
+    "full": StudySize(5, {"lm_tokens": 1_000_000}, bound_epochs=3),
 }
 
 NAMED = {

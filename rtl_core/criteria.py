@@ -48,8 +48,11 @@ class LogNormaliser(torch.autograd.Function):
     def backward(ctx, gradient):
         """Returns the gradients of hidden, weight and bias: the softmax, weighted by `gradient` (N,)."""
         hidden, weight, exponentials, total = ctx.saved_tensors
-        share = exponentials * (gradient[:, None] / total)  # (N, S)
-        return matmul(share, weight, ctx.bf16), matmul(share.T, hidden, ctx.bf16), share.sum(0), None
+        share = exponentials.mul(gradient[:, None] / total)  # (N, S)
+        of_bias = share.sum(0)
+        if ctx.bf16:  # converted once for both products
+            share, weight, hidden = share.bfloat16(), weight.bfloat16(), hidden.bfloat16()
+        return (share @ weight).float(), (share.T @ hidden).float(), of_bias, None
 
 
 class OutputLayer(nn.Module):

@@ -15,12 +15,15 @@ from rtl_core.embeddings import Embeddings
 from rtl_core.experiments import environment, grid
 from rtl_core.results import load_results
 from rtl_core.storage import StudyError
-from rtl_core.training import RowwiseAdamW
+from rtl_core.training import RowwiseAdamW, device
 from rtl_core.transfer import build_model
 
 
 def step_seconds(e: Experiment, vocab_size: int = 10_000, steps: int = 12) -> float:
-    """Returns the seconds of one training step of an experiment here, on one thread, on random word ids."""
+    """Returns the seconds of one training step of an experiment on the device here, on random word ids.
+
+    On one thread, as each worker of a study has it.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     generator = np.random.default_rng(0)
@@ -28,15 +31,17 @@ def step_seconds(e: Experiment, vocab_size: int = 10_000, steps: int = 12) -> fl
     table = generator.standard_normal((vocab_size, e.hidden_size), dtype=np.float32)
     model = build_model(
         e, Vocabulary(words, (1,) * vocab_size), Embeddings(words, table, {}), np.ones(vocab_size)
-    )
+    ).to(device())
     optimiser = RowwiseAdamW(model.parameters(), fused=True)
-    ids = torch.from_numpy(generator.integers(vocab_size, size=(e.batch_size, e.window)))
+    ids = torch.from_numpy(generator.integers(vocab_size, size=(e.batch_size, e.window))).to(device())
     times = []
     for _ in range(steps):
         started = time.perf_counter()
         optimiser.zero_grad(set_to_none=True)
-        model.loss(Batch(ids, ids)).total.backward()
+        loss = model.loss(Batch(ids, ids))
+        (loss.total / loss.count).backward()
         optimiser.step()
+        loss.total.item()  # waits for a device that works on its own
         times.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     return float(np.median(times[2:]))

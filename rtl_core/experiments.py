@@ -7,9 +7,7 @@ import threading
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import version
 
 import numpy as np
@@ -19,79 +17,28 @@ from tqdm import tqdm
 
 from rtl_core import bounds
 from rtl_core.batches import stream_batches, unit_batches
-from rtl_core.config import (
-    NAMED,
-    SCORE_CONTEXTS,
-    STUDY_ARMS,
-    STUDY_SIZES,
-    Experiment,
-    PretrainConfig,
-    derive_seed,
-)
-from rtl_core.corpora import load_corpus
-from rtl_core.corpora.corpus import Corpus, sample_documents
-from rtl_core.corpora.vocabulary import UNK_ID, Encoded, Vocabulary
+from rtl_core.config import NAMED, SCORE_CONTEXTS, STUDY_ARMS, STUDY_SIZES, Experiment, derive_seed
+from rtl_core.corpora.vocabulary import UNK_ID
 from rtl_core.criteria import fast_bf16
 from rtl_core.language_model import LSTMLanguageModel, save_model
-from rtl_core.pretrain import pretrain
+from rtl_core.pretrain import Pretrained, pretrain
 from rtl_core.results import Record, document_sums
-from rtl_core.scoring import ledger_of, perplexity, token_nats
+from rtl_core.scoring import ledger_of, nats_by_context, perplexity, token_nats
 from rtl_core.storage import StudyError, atomic, project_root, results_dir, say, unknown
+from rtl_core.texts import (
+    Text,
+    extra_tokens,
+    fingerprint_of,
+    pretraining_corpus,
+    text_of,
+    vocabulary_of,
+)
 from rtl_core.training import Diverged, History, Optimisation, device, fit
 from rtl_core.transfer import build_model
 
 # Threads of one worker share torch's random generator: two runs at once would not be reproducible.
 one_at_a_time = threading.Lock()
 VERSIONS = ("torch", "numpy", "gensim", "pandas", "scikit-learn")
-
-
-@dataclass(frozen=True)
-class Text:
-    """The text of an experiment: the corpus, the vocabulary of its training split, the LM's text as ids."""
-
-    corpus: Corpus
-    vocabulary: Vocabulary
-    train: Encoded
-    valid: Encoded
-    test: Encoded
-
-    @property
-    def lm_counts(self) -> np.ndarray:
-        """Word counts of the LM's own training text. Shape (V,)."""
-        return np.bincount(self.train.tokens, minlength=len(self.vocabulary))
-
-
-@lru_cache(maxsize=1)
-def _named_corpus(name: str) -> Corpus:
-    return load_corpus(name)
-
-
-def _corpus(name: str) -> Corpus:
-    """Returns a corpus, a named one from memory; a folder may have changed and is looked at again."""
-    return load_corpus(name) if name.startswith("folder:") else _named_corpus(name)
-
-
-@lru_cache(maxsize=2)
-def _vocabulary(corpus_name: str, fingerprint: str, size: int | None) -> Vocabulary:
-    return Vocabulary.build(_corpus(corpus_name).split("train"), size)
-
-
-@lru_cache(maxsize=2)
-def _text(corpus_name: str, fingerprint: str, vocab_size, lm_tokens, valid_tokens, test_tokens) -> Text:
-    corpus, vocabulary = _corpus(corpus_name), _vocabulary(corpus_name, fingerprint, vocab_size)
-    sizes = {"train": lm_tokens, "valid": valid_tokens, "test": test_tokens}
-    encoded = {
-        split: vocabulary.encode(sample_documents(corpus.split(split), size), corpus.domains)
-        for split, size in sizes.items()
-    }
-    return Text(corpus, vocabulary, **encoded)
-
-
-def text_of(e: Experiment) -> Text:
-    """Returns the text of an experiment; the last ones are kept in memory."""
-    return _text(
-        e.corpus, _corpus(e.corpus).fingerprint, e.vocab_size, e.lm_tokens, e.valid_tokens, e.test_tokens
-    )
 
 
 def grid(name: str) -> list[Experiment]:
@@ -111,9 +58,9 @@ def grid(name: str) -> list[Experiment]:
     return [*everything, *arms, *simple]  # the longest first, so that no worker is left waiting at the end
 
 
-def record_path(e: Experiment, fingerprint: str):
+def record_path(e: Experiment):
     """Returns where the record of an experiment lies, or will lie, among the user's own results."""
-    name = Record(e.to_dict(), e.identity(fingerprint)).name
+    name = Record(e.to_dict(), e.identity(fingerprint_of(e))).name
     return results_dir() / "local" / f"{name}.json"
 
 
@@ -127,9 +74,10 @@ def run(e: Experiment) -> Record:
 
     Making it means: pre-train (or load) the embeddings, transfer them, fit the language model, score the
     test text once, store the record, its ledger and its model. An interrupted run resumes at its last epoch.
+    It uses every core, where `run_all` gives each run one: sums in another order may differ in the last digits.
     """
     _ = e.file_inputs  # a missing file is named before a corpus is read
-    path = record_path(e, _corpus(e.corpus).fingerprint)
+    path = record_path(e)
     if path.exists():
         record = Record.load(path)
         seconds, date = record.training_seconds, record.environment["date"][:10]
@@ -153,7 +101,7 @@ def run_all(
     """
     workers = workers or os.cpu_count() or 1
     # Reading a corpus here harvests it once, before the workers need it.
-    paths = [record_path(e, _corpus(e.corpus).fingerprint) for e in experiments]
+    paths = [record_path(e) for e in experiments]
     missing = list({path: e for e, path in zip(experiments, paths) if not path.exists()}.values())
     n_loaded = len(experiments) - len(missing)
     say(f"{n_loaded} of {len(experiments)} runs loaded from records, {len(missing)} to do")
@@ -163,24 +111,25 @@ def run_all(
     elif missing:
         # Runs that need no table fill the workers while the last tables are being made.
         missing.sort(key=_needs_table)
-        tables = dict.fromkeys(
-            (_base(e.pretraining), e.corpus, e.vocab_size) for e in missing if _needs_table(e)
-        )
-        jobs = [delayed(_pretrain_one)(*table) for table in tables]
+        tables = {_table_key(e): e for e in missing if _needs_table(e)}
+        jobs = [delayed(_pretrain_one)(e) for e in tables.values()]
         with _workers(workers, scheduler) as parallel:
             _progress(parallel, [*jobs, *(delayed(_run_one)(e) for e in missing)])
     return [Record.load(path) for path in paths]
 
 
 def _needs_table(e: Experiment) -> bool:
-    return e.model == "lstm" and _base(e.pretraining).source != "random"
+    return e.model == "lstm" and e.pretraining.base.source != "random"
 
 
-def _base(config: PretrainConfig) -> PretrainConfig:
-    """Returns the settings of the table that a control permutes, so that it is made once."""
-    while config.source.startswith("permuted:"):
-        config = config.base
-    return config
+def _table_key(e: Experiment) -> tuple:
+    """Returns what decides the table behind an experiment; controls of one table share it."""
+    own_text = e.lm_tokens if e.pretrain_on == "lm-split" else None
+    return e.pretraining.base, e.corpus, e.vocab_size, e.pretrain_on, own_text
+
+
+def _pretrained(e: Experiment, config) -> Pretrained:
+    return pretrain(config, pretraining_corpus(e), vocabulary_of(e))
 
 
 def _workers(workers: int, scheduler: str | None):
@@ -220,18 +169,28 @@ def _progress(parallel: Parallel, jobs: list) -> None:
                 say(line)
 
 
-def _pretrain_one(config: PretrainConfig, corpus_name: str, vocab_size: int | None) -> str:
+@contextmanager
+def _alone():
+    """One run of one thread at a time in this process; the caller's number of threads comes back."""
     with one_at_a_time:
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        corpus = _corpus(corpus_name)
-        made = pretrain(config, corpus, _vocabulary(corpus_name, corpus.fingerprint, vocab_size))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _pretrain_one(e: Experiment) -> str:
+    config = e.pretraining.base
+    with _alone():
+        made = _pretrained(e, config)
     scores = ", ".join(f"{name} {value:.3g}" for name, value in made.scores.items())
     return f"{config.source}, seed {config.seed}: {made.embeddings.provenance['seconds']:.0f} s {scores}"
 
 
 def _run_one(e: Experiment) -> str:
-    with one_at_a_time:
-        torch.set_num_threads(1)
+    with _alone():
         record = _make(e)
     found = record.scores.get("test_perplexity_document")
     what = f"test perplexity {found:.1f} (document)" if found else record.status
@@ -241,7 +200,7 @@ def _run_one(e: Experiment) -> str:
 def _make_lstm(e: Experiment) -> Record:
     """Trains and scores an LSTM; stores ledger, model and, when all else is there, the record."""
     text = text_of(e)
-    pretrained = pretrain(e.pretraining, text.corpus, text.vocabulary)
+    pretrained = _pretrained(e, e.pretraining)
     model = build_model(e, text.vocabulary, pretrained.embeddings, text.lm_counts).to(device())
     history = fit_language_model(e, model, text)
     if history.interrupted:
@@ -260,20 +219,20 @@ def _make_lstm(e: Experiment) -> Record:
         )
     else:
         started = time.perf_counter()
-        nats = {context: token_nats(model, text.test, context) for context in SCORE_CONTEXTS}
+        nats = nats_by_context(model, text.test)
         common |= {"converged": history.converged, "scoring_seconds": time.perf_counter() - started}
         best = min(row["valid_loss"] for row in history.rows)
         common["scores"] = {f"valid_perplexity_{e.train_context}": float(np.exp(best))}
-        name = record_path(e, text.corpus.fingerprint).stem
+        name = record_path(e).stem
         save_model(model_dir(name), model, text.vocabulary, e, text.corpus.tokenizer)
         record = _store(e, text, nats, common)
-    checkpoint_path(e, text).unlink(missing_ok=True)
+    checkpoint_path(e).unlink(missing_ok=True)
     return record
 
 
-def checkpoint_path(e: Experiment, text: Text):
+def checkpoint_path(e: Experiment):
     """Returns where a run keeps its last epoch until it is finished."""
-    return results_dir() / "local" / "checkpoints" / f"{e.identity(text.corpus.fingerprint)}.safetensors"
+    return results_dir() / "local" / "checkpoints" / f"{e.identity(fingerprint_of(e))}.safetensors"
 
 
 def fit_language_model(e: Experiment, model: LSTMLanguageModel, text: Text) -> History:
@@ -293,7 +252,7 @@ def fit_language_model(e: Experiment, model: LSTMLanguageModel, text: Text) -> H
         return loss
 
     seed = derive_seed(e.seed, "training")
-    return fit(model, batches, validate, optimisation, seed=seed, checkpoint=checkpoint_path(e, text))
+    return fit(model, batches, validate, optimisation, seed=seed, checkpoint=checkpoint_path(e))
 
 
 def _make_bound(e: Experiment) -> Record:
@@ -311,27 +270,27 @@ def _make_bound(e: Experiment) -> Record:
 
 def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
     """Writes and returns the record of a finished run and, unless it failed, its ledger."""
-    corpus, train_tokens = text.corpus, text.corpus.n_tokens("train")
-    extra = train_tokens - len(text.train) if _needs_table(e) else 0
+    corpus = text.corpus
+    read = facts.get("pretrained", {}).get("provenance", {"tokens_read": 0})  # a bound has no table
     measured = {f"test_perplexity_{context}": perplexity(values) for context, values in (nats or {}).items()}
     record = Record(
         experiment=e.to_dict(),
-        identity=e.identity(corpus.fingerprint),
+        identity=e.identity(fingerprint_of(e)),
         text={
             "corpus": corpus.name,
             "corpus_fingerprint": corpus.fingerprint,
             "vocab_size": len(text.vocabulary),
             "lm_tokens": len(text.train),
-            "train_tokens": train_tokens,
+            "train_tokens": corpus.n_tokens("train"),
             "test_tokens": len(text.test),
             "test_documents": len(text.test.document_ids),
             "unk_share": float(np.mean(text.test.tokens == UNK_ID)),
-            "extra_tokens": None if e.file_inputs else extra,
+            "extra_tokens": extra_tokens(e, text, read),
         },
         environment=environment(),
         **facts | {"scores": measured | facts.get("scores", {})},
     )
-    if (path := record_path(e, corpus.fingerprint)).exists():  # another process was faster
+    if (path := record_path(e)).exists():  # another process was faster
         return Record.load(path)
     ledger = ledger_of(nats, text.test) if nats else None
     if ledger is not None:

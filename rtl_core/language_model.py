@@ -81,8 +81,14 @@ class LSTMLanguageModel(nn.Module):
         self.dropout = LockedDropout(dropout)
 
     def states(self, inputs: torch.Tensor, state=None):
-        """Returns the hidden states and the recurrent state. Shapes: inputs (B, T) -> (B, T, H)."""
-        return self.lstm(self.dropout(self.table(inputs)), state)
+        """Returns the hidden states and the recurrent state. Shapes: inputs (B, T) -> (B, T, H).
+
+        Training multiplies in bf16 where that is fast; scoring, as everything reported, is float32.
+        """
+        vectors = self.dropout(self.table(inputs))
+        with torch.autocast(vectors.device.type, torch.bfloat16, self.training and self.output.bf16):
+            hidden, state = self.lstm(vectors, state)
+        return hidden.float(), state
 
     def loss(self, batch: Batch, state=None) -> Loss:
         """Returns the summed training loss over the batch's real tokens, and the detached state."""
@@ -127,9 +133,13 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     experiment = Experiment.from_dict(notes["experiment"])
     try:
-        tensors = load_file(folder / "model.safetensors")
-    except (SafetensorError, FileNotFoundError) as error:
+        model = _restored(load_file(folder / "model.safetensors"), vocabulary, experiment)
+    except (SafetensorError, FileNotFoundError, KeyError, RuntimeError) as error:
         raise StudyError(f"the model in {folder} is not whole ({error}); train it again.") from error
+    return model.eval(), vocabulary, notes["tokenizer"]
+
+
+def _restored(tensors: dict, vocabulary: Vocabulary, experiment: Experiment) -> LSTMLanguageModel:
     tied, frozen = experiment.output_init == "tied", experiment.input_mode == "frozen"
     if frozen:
         table = InputTable(tensors["table.fixed"], tensors["table.rows"] < 0, frozen=True)
@@ -140,4 +150,4 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
     output = OutputLayer(weight, vocabulary.counts)  # counts start the bias, which is loaded next
     model = LSTMLanguageModel(table, make_lstm(experiment), output, experiment.dropout)
     model.load_state_dict(tensors, strict=not tied)
-    return model.eval(), vocabulary, notes["tokenizer"]
+    return model

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
-from rtl_core.config import SCORE_CONTEXTS, SOURCES, Experiment
+from rtl_core.catalogue import SOURCES, base_of
+from rtl_core.config import SCORE_CONTEXTS, Experiment
 from rtl_core.storage import StudyError, atomic, read_json, results_dir, unknown, write_json
 
 NATS = tuple(f"nats_{context}" for context in SCORE_CONTEXTS)
 DOCUMENT_COLUMNS = ("document", "domain", "tokens", *NATS)
-ARM_FIELDS = ("source", "readout", "pretrain_epochs", "input_mode")  # what may differ from the baseline
+# what may differ from the baseline
+ARM_FIELDS = ("source", "readout", "occurrences", "pretrain_epochs", "pretrain_on", "input_mode")
 TEXT_FIELDS = ("corpus", "corpus_fingerprint", "vocab_size", "lm_tokens", "test_tokens")
 BASELINE = {"source": "random", "input_mode": "finetuned"}
 MODELS = ("lstm", "kneser-ney", "unigram")  # in the order of rows
@@ -93,7 +95,8 @@ class Record:
             raise StudyError(
                 f"{path} is no record of schema {cls.schema} (found {found}); delete it and run again."
             )
-        return cls(**values)
+        settings = Experiment.from_dict(values["experiment"])  # a setting that came later has its default
+        return cls(**values | {"experiment": settings.to_dict()})
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ def compare(results: Results, baseline: dict | None = None) -> pd.DataFrame:
     Effect: difference of token-weighted mean nats (context document) over the seeds that both have, as per
     cent of perplexity. Its 95 % interval joins a bootstrap over documents with the variance over seeds; one
     seed has none: run SIZE=laptop for intervals. Failed runs are left out and counted in `attrs["failed"]`.
-    `baseline` says which arm that is, by values of source, input_mode, readout, pretrain_epochs.
+    `baseline` says which arm that is, by values of `ARM_FIELDS`.
     Raises: StudyError when no group of records has a baseline.
     """
     wanted = BASELINE | (baseline or {})
@@ -250,7 +253,7 @@ def compare(results: Results, baseline: dict | None = None) -> pd.DataFrame:
         described = {"settings": _differing(setting, studies), "lm_tokens": dict(setting)["lm_tokens"]}
         rows += [row | described for row in _rows(results.documents, entries, bases[setting])]
     table = pd.DataFrame(sorted(rows, key=_order))
-    whole = ("lm_tokens", "pretrain_epochs", "extra_tokens")
+    whole = ("lm_tokens", "pretrain_epochs", "occurrences", "extra_tokens")
     table = table.astype(dict.fromkeys(whole, "Int64") | {"converged": "boolean"})
     table.attrs["failed"] = sum(r.status == "failed" for r in results.records)
     return table
@@ -341,6 +344,7 @@ def _rows(documents: pd.DataFrame, entries: list, base: dict[int, Record]) -> li
             {
                 **{name: first.experiment[name] for name in (*ARM_FIELDS, "corpus", "output_init", "model")},
                 "role": role,
+                "lm_tokens_used": first.text["lm_tokens"],
                 "vocab_size": first.text["vocab_size"],
                 "unk_share": first.text["unk_share"],
                 "test_tokens": int(tokens.sum()),
@@ -368,12 +372,13 @@ def _differing(setting: frozenset, studies: dict) -> str:
 
 def _order(row: dict) -> tuple:
     """Returns the key of the fixed order of rows: baseline, arms as in SOURCES, their controls, bounds."""
-    base = row["source"].rpartition("permuted:")[2]
+    base, places = base_of(row["source"]), tuple(SOURCES)
     return (
         row["corpus"], row["lm_tokens"] or math.inf, row["settings"],
         ("baseline", "arm", "bound").index(row["role"]), MODELS.index(row["model"]),
-        base != row["source"], SOURCES.index(base) if base in SOURCES else len(SOURCES),
-        row["source"], row["readout"], row["input_mode"], row["pretrain_epochs"] or 0,
+        base != row["source"], places.index(base) if base in places else len(places),
+        row["source"], row["readout"], row["input_mode"], row["pretrain_on"], row["pretrain_epochs"] or 0,
+        row["occurrences"] or math.inf,
     )  # fmt: skip
 
 

@@ -55,13 +55,16 @@ def token_nats(
     return out
 
 
-def ledger(model: LSTMLanguageModel, text: Encoded, contexts=SCORE_CONTEXTS) -> pd.DataFrame:
-    """Returns one row per token: document, position, word, domain and nats_CONTEXT for each context."""
-    return ledger_of({context: token_nats(model, text, context) for context in contexts}, text)
+def nats_by_context(model: LSTMLanguageModel, text: Encoded) -> dict[str, np.ndarray]:
+    """Returns `token_nats` in every context, by its name."""
+    return {context: token_nats(model, text, context) for context in SCORE_CONTEXTS}
 
 
 def ledger_of(nats: dict[str, np.ndarray], text: Encoded) -> pd.DataFrame:
-    """Returns the ledger of `text` with the nats of each context. Shapes: each (N,)."""
+    """Returns one row per token: document, position, word, domain and nats_CONTEXT for each context.
+
+    Shapes: nats by context, each (N,).
+    """
     document = text.document_of(np.arange(len(text)))
     frame = pd.DataFrame(
         {
@@ -88,7 +91,7 @@ def score_text(folder: Path, file: Path) -> tuple[dict, list[tuple[str, float]]]
     if not any(document.lines()):
         raise StudyError(f"{file} holds no words to score.")
     text = vocabulary.encode([document])
-    nats = {context: token_nats(model, text, context) for context in SCORE_CONTEXTS}
+    nats = nats_by_context(model, text)
     row = {f"perplexity_{context}": perplexity(values) for context, values in nats.items()}
     row |= {"tokens": len(text), "unk_share": float(np.mean(text.tokens == UNK_ID))}
     words = [word for line in document.lines() for word in (*line, EOS)]

@@ -22,16 +22,20 @@ def _label(row, with_epochs: bool) -> str:
         return f"bound: {BOUNDS[row['model']]}{mark}"
     kind, _, path = row["source"].partition("file:")
     source = f"{kind}file:{Path(path).name}" if path else kind  # a file's name without its folders
-    readout = " (input layer)" if row["readout"] == "input-layer" else ""
-    with_epochs &= not pd.isna(row["pretrain_epochs"])
-    epochs = f", {row['pretrain_epochs']} epochs" if with_epochs else ""
-    return f"{source}{readout}{epochs}, {MODES[row['input_mode']]}{mark}"
+    notes = {
+        "input layer": row["readout"] == "input-layer",
+        f"{row['occurrences']} occurrences": not pd.isna(row["occurrences"]),
+        f"{row['pretrain_epochs']} epochs": with_epochs and not pd.isna(row["pretrain_epochs"]),
+        f"on {row['pretrain_on']}": row["pretrain_on"] != "corpus",
+    }
+    details = ", ".join(note for note, shown in notes.items() if shown)
+    return f"{source}{f' ({details})' if details else ''}, {MODES[row['input_mode']]}{mark}"
 
 
 def caption(table: pd.DataFrame) -> str:
     """Returns what the perplexities of one group of arms were measured on."""
     row = table.iloc[0]
-    lm_text = "all training text" if pd.isna(row["lm_tokens"]) else f"{row['lm_tokens']:,} tokens"
+    lm_text = f"{'all ' if pd.isna(row['lm_tokens']) else ''}{row['lm_tokens_used']:,} tokens"
     settings = f"; {row['settings']}" if row["settings"] else ""
     return (
         f"{row['corpus']}: LM text {lm_text}, vocabulary {row['vocab_size']:,}; test text "

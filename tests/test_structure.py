@@ -16,9 +16,10 @@ from conftest import ROOT
 # Each module may import from earlier rows only.
 LAYERS = (
     ("storage",),
+    ("catalogue",),
     ("config",),
     ("corpora",),
-    ("batches", "embeddings"),
+    ("texts", "batches", "embeddings"),
     ("training",),
     ("criteria",),
     ("language_model",),

@@ -73,7 +73,7 @@ def _table_rows(path: Path, identifier: str):
                     f"{path} has no column of text; found {', '.join(map(str, record))}. Name it "
                     f"{COLUMNS['text'][0]} (or {', '.join(COLUMNS['text'][1:])})."
                 )
-            domain = str(record[label]) if label else None
+            domain = str(record[label]) if label and record[label] is not None else None
             own_split = _split(record[split]) if split else None
             yield f"{identifier}:{number}", domain, own_split, record[text] or ""
     except (csv.Error, ValueError, TypeError, AttributeError) as error:
@@ -97,15 +97,17 @@ def _rows(root: Path, path: Path):
 def read_folder(name: str, files: dict[str, str]) -> Corpus:
     """Returns the corpus of the user's own files, split as given, or 80/10/10 by hash of the document's id.
 
+    A split that was not given comes from the documents without one; where there are none, from train.
     Raises: StudyError when a file is empty or not UTF-8, or when a split is left without a document.
     """
     root = Path(name.removeprefix("folder:")).expanduser()
     rows = [row for file in files for row in _rows(root, Path(file))]
     given = {split for _, _, split, _ in rows}
     shares = {split: share for split, share in SHARES.items() if split not in given}
+    kept_whole = (*SHARES, "train") if None in given else SHARES
     documents = []
     for identifier, domain, split, text in rows:
-        split = split if split in ("valid", "test") else split_by_hash(identifier, shares)
+        split = split if split in kept_whole else split_by_hash(identifier, shares)
         documents.append(Document(identifier, domain, split, paragraphs_of(text)))
     with_text = [d for d in documents if d.paragraphs]
     kept, n_dropped = drop_near_duplicates(with_text)

@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 from filelock import FileLock
 
+from rtl_core.catalogue import SOURCES
 from rtl_core.config import RECIPE, PretrainConfig, derive_seed, identity
 from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.vocabulary import Vocabulary
@@ -16,7 +17,7 @@ from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.pretrained import Pretrained, provenance
 from rtl_core.storage import StudyError, cache_dir, file_sha256, read_json, say, write_json
 
-__all__ = ["PRETRAINERS", "Pretrained", "pretrain"]
+__all__ = ["Pretrained", "pretrain"]
 Pretrainer = Callable[[Corpus, Vocabulary, PretrainConfig], Pretrained]
 
 
@@ -49,18 +50,11 @@ def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -
     return Pretrained(Embeddings(words, vectors.lookup(words)[0], facts))
 
 
-def _sibling(module: str) -> Pretrainer:
-    """The `pretrain` of a module beside this one, imported when it is first used."""
-    return lambda *arguments: import_module(f"{__name__}.{module}").pretrain(*arguments)
-
-
-PRETRAINERS: dict[str, Pretrainer] = {
-    "random": _random,
-    "word2vec-sg": _sibling("word2vec"),
-    "word2vec-cbow": _sibling("word2vec"),
-    "domain-sentence": _sibling("domain"),
-    "domain-paragraph": _sibling("domain"),
-}
+def _of(source: str) -> Pretrainer:
+    """The function that makes a source: here, or `pretrain` of the module that the catalogue names."""
+    here = {"random": _random, "file": _from_file}
+    kind = source.partition(":")[0]
+    return here[kind] if kind in here else import_module(f"{__name__}.{SOURCES[source].module}").pretrain
 
 
 def pretrain(
@@ -68,26 +62,32 @@ def pretrain(
 ) -> Pretrained:
     """Returns the embeddings of a source with its task's scores, loaded if the same were made before.
 
-    `settings` are those of `PretrainConfig`: dim (128), seed (0), readout ("averaged"), epochs (None: the
-    source's own). Without `vocabulary` it is the 10,000 most frequent types of the training split. A loaded
-    result has no model.
+    `settings` are those of `PretrainConfig`: dim (128), seed (0), readout ("averaged"), occurrences (None:
+    all), epochs (None: the source's own). Without `vocabulary` it is the 10,000 most frequent types of the
+    training split. A loaded result has no model.
     Raises: StudyError for an unknown source or setting, with the nearest valid ones.
     """
     given = source.to_dict() if isinstance(source, PretrainConfig) else {"source": source}
     config = PretrainConfig.from_dict(given | settings)
     vocabulary = vocabulary or Vocabulary.build(corpus.split("train"), 10_000)
-    if config.source.startswith("permuted:"):
-        made = pretrain(config.base, corpus, vocabulary)
-        control = made.embeddings.permuted(derive_seed(config.seed, "permuted"))
-        return replace(made, embeddings=control, model=None)
+    if config.source != config.base.source:
+        return _control(config, corpus, vocabulary)
     if config.source == "random":  # faster made than read
         return _random(corpus, vocabulary, config)
     path = _stored_at(config, corpus, vocabulary)
     return _load(path, config) or _train(path, config, corpus, vocabulary)
 
 
+def _control(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Pretrained:
+    """Returns the control of a source: its table, made once for all of them, changed as the prefix says."""
+    kind, _, inner = config.source.partition(":")
+    made = pretrain(config.replace(source=inner), corpus, vocabulary)
+    change = {"permuted": made.embeddings.permuted}[kind]
+    return replace(made, embeddings=change(derive_seed(config.seed, kind)), model=None)
+
+
 def _stored_at(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Path:
-    settings, kind = config.to_dict(), config.source.partition(":")[0]
+    settings, kind = config.changed() | {"source": config.source}, config.source.partition(":")[0]
     if kind == "file":  # the content counts, not the path
         settings["source"] = file_sha256(config.source.removeprefix("file:"))
     key = identity(settings, corpus.fingerprint, vocabulary.fingerprint, RECIPE["pretrain"])
@@ -110,8 +110,7 @@ def _train(path: Path, config: PretrainConfig, corpus: Corpus, vocabulary: Vocab
         if done:
             return done
         say(f"training {config.source}, seed {config.seed}")
-        function = _from_file if config.source.startswith("file:") else PRETRAINERS[config.source]
-        made = function(corpus, vocabulary, config)
+        made = _of(config.source)(corpus, vocabulary, config)
         made.embeddings.save(path.with_suffix(".safetensors"))
         write_json(path, {"scores": made.scores, "history": made.history})
     return made

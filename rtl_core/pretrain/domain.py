@@ -19,13 +19,14 @@ from rtl_core.corpora.vocabulary import Encoded, Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.averaging import average_states
 from rtl_core.pretrain.encoder import BidirectionalEncoder
-from rtl_core.pretrain.pretrained import Pretrained, provenance
+from rtl_core.pretrain.pretrained import Pretrained, fit_pretrainer, provenance, seeded
 from rtl_core.storage import StudyError
-from rtl_core.training import Loss, Optimisation, fit, mean_loss
+from rtl_core.training import Loss, Optimisation, mean_loss, to_device
 
 BATCH_TOKENS = 4096  # states of a batch stay in cache
 LONGEST = {"sentence": 64, "paragraph": 256}  # longer sequences are cut into pieces, so that no word is lost
 EPOCHS = 1
+UNLABELLED = -1
 
 
 class DomainClassifier(nn.Module):
@@ -47,20 +48,25 @@ class DomainClassifier(nn.Module):
 
 
 def sequences(text: Encoded, level: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns starts, lengths and labels of all labelled sentences or paragraphs, long ones cut into pieces."""
+    """Returns starts, lengths and labels (-1: none) of all sentences or paragraphs, long ones cut into pieces."""
     bounds = text.line_starts if level == "sentence" else text.paragraph_starts
     starts, lengths = bounds[:-1], np.diff(bounds)
     pieces = np.maximum(1, -(-lengths // LONGEST[level]))
     within = np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces)
     starts = np.repeat(starts, pieces) + within * LONGEST[level]
     ends = np.minimum(starts + LONGEST[level], np.repeat(bounds[1:], pieces))
-    labels = text.domains[text.document_of(starts)]
-    labelled = labels >= 0
-    return starts[labelled], (ends - starts)[labelled], labels[labelled]
+    return starts, ends - starts, text.domains[text.document_of(starts)]
 
 
 def labelled(text: Encoded, level: str, order=None) -> Iterator[Batch]:
     """Yields batches of labelled sentences or paragraphs; `order`, a numpy Generator, shuffles them."""
+    starts, lengths, labels = sequences(text, level)
+    chosen = labels != UNLABELLED
+    return sequence_batches(text.tokens, starts[chosen], lengths[chosen], labels[chosen], BATCH_TOKENS, order)
+
+
+def whole_text(text: Encoded, level: str, order=None) -> Iterator[Batch]:
+    """Yields batches of all sentences or paragraphs, labelled or not: what states are averaged over."""
     return sequence_batches(text.tokens, *sequences(text, level), BATCH_TOKENS, order)
 
 
@@ -68,8 +74,10 @@ def labelled(text: Encoded, level: str, order=None) -> Iterator[Batch]:
 def accuracy(model: DomainClassifier, text: Encoded, level: str) -> dict:
     """Returns the share of sequences whose domain is named right, and the share of the most frequent domain."""
     model.eval()
+    where = model.output.weight.device
     right, labels = 0, sequences(text, level)[2]
-    for batch in labelled(text, level):
+    labels = labels[labels != UNLABELLED]
+    for batch in (to_device(batch, where) for batch in labelled(text, level)):
         right += int((model.logits(batch).argmax(1) == batch.targets).sum())
     majority = np.bincount(labels).max() / len(labels)
     return {
@@ -79,63 +87,58 @@ def accuracy(model: DomainClassifier, text: Encoded, level: str) -> dict:
     }
 
 
-def train(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig, level: str):
-    """Returns the trained classifier, the encoded training text, its history and its scores.
-
-    Raises: StudyError when training diverges; KeyboardInterrupt when it was interrupted.
-    """
+def encoded_splits(corpus: Corpus, vocabulary: Vocabulary, source: str) -> list[Encoded]:
+    """Returns the encoded train, valid and test text. Raises: StudyError when labels are missing."""
+    if len(corpus.domains) < 2:
+        raise StudyError(
+            f"{source} needs documents of at least two domains; corpus {corpus.name} has "
+            f"{len(corpus.domains)} ({', '.join(corpus.domains) or 'no labels'}). Choose a labelled corpus, or "
+            "put documents into one sub-folder a domain."
+        )
     texts = [vocabulary.encode(corpus.split(split), corpus.domains) for split in SPLITS]
     for split, text in zip(SPLITS, texts):
-        if len(set(text.domains) - {-1}) < (2 if split == "train" else 1):
+        if len(set(text.domains) - {UNLABELLED}) < (2 if split == "train" else 1):
             raise StudyError(
-                f"{config.source} needs documents with labels in every split, of two domains at least in train; "
+                f"{source} needs documents with labels in every split, of two domains at least in train; "
                 f"in {split} of corpus {corpus.name} {sum(text.domains >= 0)} of {len(text.domains)} have a label."
             )
-    seed = derive_seed(config.seed, "pretrain", config.source)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = DomainClassifier(len(vocabulary), config.dim, len(corpus.domains))
-
-    def batches(epoch: int):
-        return labelled(texts[0], level, np.random.default_rng(derive_seed(seed, "order", epoch)))
-
-    history = fit(
-        model,
-        batches,
-        lambda: mean_loss(model, labelled(texts[1], level)),
-        Optimisation(max_epochs=config.epochs or EPOCHS, patience=2),
-        seed=seed,
-    )
-    if history.interrupted:
-        raise KeyboardInterrupt
-    if history.failed:
-        raise StudyError(f"{config.source} diverged: {history.failed}. Another seed may train.")
-    return model.eval(), texts[0], history.rows, accuracy(model, texts[2], level)
+    return texts
 
 
 def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
     """Returns the classifier's word vectors, read out as the config says, with its accuracy on the test split.
 
-    Raises: StudyError when the corpus has fewer than two domains.
+    Raises: StudyError when the corpus has fewer than two domains, or a split no labels.
     """
     started, level = perf_counter(), config.source.removeprefix("domain-")
-    if len(corpus.domains) < 2:
-        raise StudyError(
-            f"{config.source} needs documents of at least two domains; corpus {corpus.name} has "
-            f"{len(corpus.domains)} ({', '.join(corpus.domains) or 'no labels'}). Choose a labelled corpus, or "
-            "put documents into one sub-folder a domain."
-        )
-    model, text, rows, scores = train(corpus, vocabulary, config, level)
-    if config.readout == "averaged":
-        table, counts = average_states(model.encoder, labelled(text, level), len(vocabulary), config.dim)
-    else:
-        table = model.encoder.table.weight.detach().numpy()
-        read = (batch.inputs[batch.mask] for batch in labelled(text, level))
-        counts = sum(np.bincount(ids, minlength=len(vocabulary)) for ids in read)
+    train, valid, test = encoded_splits(corpus, vocabulary, config.source)
+    model = seeded(config, lambda: DomainClassifier(len(vocabulary), config.dim, len(corpus.domains)))
+    rows = fit_pretrainer(
+        config,
+        model,
+        lambda order: labelled(train, level, order),
+        lambda: mean_loss(model, labelled(valid, level)),
+        Optimisation(max_epochs=config.epochs or EPOCHS, patience=2),
+    )
+    scores = accuracy(model, test, level)
+    table, counts = _read_out(model, train, level, config)
     seen = np.flatnonzero(counts)  # a word that never occurs has nothing but its random start
-    facts = {"task": f"domain of the {level}", "objective": "cross-entropy over domains", "level": level}
-    facts |= {"epochs": len(rows)}
-    read = int(sequences(text, level)[1].sum())
-    account = provenance(config, corpus, read, perf_counter() - started, **facts)
+    only_labelled = config.readout == "input-layer"
+    labels = sequences(train, level)[2] != UNLABELLED
+    read = sequences(train, level)[1][labels].sum() if only_labelled else len(train)
+    facts = {"epochs": len(rows), "labels": int(labels.sum()), "labelled_only": only_labelled}
+    account = provenance(config, corpus, int(read), perf_counter() - started, **facts)
     embeddings = Embeddings(tuple(vocabulary.decode(seen)), table[seen].astype(np.float32), account)
     return Pretrained(embeddings, scores, rows, model)
+
+
+def _read_out(model: DomainClassifier, train: Encoded, level: str, config: PretrainConfig):
+    """Returns a row for every word, and how often it occurs in what was read. Shapes: (V, D), (V,)."""
+    vocab_size, dim = model.encoder.table.weight.shape
+    if config.readout == "averaged":
+        order = np.random.default_rng(derive_seed(config.seed, "occurrences"))
+        batches = whole_text(train, level, order if config.occurrences else None)
+        return average_states(model.encoder, batches, vocab_size, dim, config.occurrences)
+    read = (batch.inputs[batch.mask] for batch in labelled(train, level))
+    counts = sum(np.bincount(ids, minlength=vocab_size) for ids in read)
+    return model.encoder.table.weight.detach().cpu().numpy(), counts

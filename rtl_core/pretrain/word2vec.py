@@ -16,7 +16,7 @@ from rtl_core.pretrain.pretrained import Pretrained, provenance
 # The field's standard, but for the learning rate: word2vec.c has 0.05 for CBOW only, fastText for both. On
 # WikiText-2 five epochs at 0.05 agree with human similarity judgements as well as ten at gensim's 0.025.
 SETTINGS = {"window": 5, "negative": 5, "sample": 1e-3, "alpha": 0.05, "min_count": 1}
-EPOCHS = 3  # on docstrings 5 gave the language model nothing more (validation perplexity 98.0 against 97.2)
+EPOCHS = 3  # on docstrings five gave the language model nothing more on validation
 
 
 def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
@@ -41,8 +41,7 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
         )
     words = tuple(word for word in vocabulary.words if word in model.wv)
     tokens_read = n_words + len(sentences)  # with an <eos> for each line, as everywhere
-    known = {"task": "words in a window", "objective": "negative sampling", "level": "window"}
-    known |= {"readout": "input-layer", "epochs": epochs}
+    known = {"readout": "input-layer", "epochs": epochs}
     facts = provenance(config, corpus, tokens_read, perf_counter() - started, **known)
     return Pretrained(Embeddings(words, model.wv[words], facts))
 

@@ -1,0 +1,100 @@
+"""The text of an experiment in its three roles: pre-training text, the language model's text, test text."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from rtl_core.config import Experiment
+from rtl_core.corpora import load_corpus
+from rtl_core.corpora.corpus import Corpus, sample_documents
+from rtl_core.corpora.vocabulary import Encoded, Vocabulary
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text of an experiment: the corpus, the vocabulary of its training split, the LM's text as ids."""
+
+    corpus: Corpus
+    vocabulary: Vocabulary
+    train: Encoded
+    valid: Encoded
+    test: Encoded
+
+    @property
+    def lm_counts(self) -> np.ndarray:
+        """Word counts of the LM's own training text. Shape (V,)."""
+        return np.bincount(self.train.tokens, minlength=len(self.vocabulary))
+
+
+@lru_cache(maxsize=2)
+def _named_corpus(name: str) -> Corpus:
+    return load_corpus(name)
+
+
+def corpus_of(name: str) -> Corpus:
+    """Returns a corpus, a named one from memory; a folder may have changed and is looked at again."""
+    return load_corpus(name) if name.startswith("folder:") else _named_corpus(name)
+
+
+@lru_cache(maxsize=2)
+def _vocabulary(name: str, fingerprint: str, size: int | None) -> Vocabulary:
+    return Vocabulary.build(corpus_of(name).split("train"), size)
+
+
+def vocabulary_of(e: Experiment) -> Vocabulary:
+    """Returns the vocabulary of an experiment: of the whole training split, whatever the LM's text is."""
+    return _vocabulary(e.corpus, corpus_of(e.corpus).fingerprint, e.vocab_size)
+
+
+@lru_cache(maxsize=2)
+def _text(name: str, fingerprint: str, vocab_size, lm_tokens, valid_tokens, test_tokens) -> Text:
+    corpus, vocabulary = corpus_of(name), _vocabulary(name, fingerprint, vocab_size)
+    sizes = {"train": lm_tokens, "valid": valid_tokens, "test": test_tokens}
+    encoded = {
+        split: vocabulary.encode(sample_documents(corpus.split(split), size), corpus.domains)
+        for split, size in sizes.items()
+    }
+    return Text(corpus, vocabulary, **encoded)
+
+
+def text_of(e: Experiment) -> Text:
+    """Returns the text of an experiment; the last ones are kept in memory."""
+    fingerprint = corpus_of(e.corpus).fingerprint
+    return _text(e.corpus, fingerprint, e.vocab_size, e.lm_tokens, e.valid_tokens, e.test_tokens)
+
+
+@lru_cache(maxsize=2)
+def _lm_split(name: str, fingerprint: str, lm_tokens: int | None) -> Corpus:
+    corpus = corpus_of(name)
+    documents = sample_documents(corpus.split("train"), lm_tokens)
+    return Corpus(name, (*documents, *corpus.split("valid"), *corpus.split("test")), corpus.tokenizer)
+
+
+def pretraining_corpus(e: Experiment) -> Corpus:
+    """Returns the corpus whose training split the pre-training reads, as `pretrain_on` says."""
+    if e.pretrain_on == "lm-split":
+        return _lm_split(e.corpus, corpus_of(e.corpus).fingerprint, e.lm_tokens)
+    return corpus_of(e.corpus if e.pretrain_on == "corpus" else e.pretrain_on)
+
+
+def fingerprint_of(e: Experiment) -> str:
+    """Returns the fingerprint of all text that an experiment reads: its corpus, and another to pre-train on."""
+    own = corpus_of(e.corpus).fingerprint
+    if e.pretrain_on in ("corpus", "lm-split"):  # follow from the corpus and the settings
+        return own
+    return f"{own}+{pretraining_corpus(e).fingerprint}"
+
+
+def extra_tokens(e: Experiment, text: Text, provenance: dict) -> int | None:
+    """Returns the running tokens that pre-training or averaging read beyond the LM's own text.
+
+    None where that is not known: a file of vectors does not say what it was trained on.
+    """
+    if provenance["tokens_read"] is None:
+        return None
+    if not provenance["tokens_read"]:
+        return 0
+    own = set(text.train.document_ids) if e.pretrain_on in ("corpus", "lm-split", e.corpus) else set()
+    read = (d for d in pretraining_corpus(e).split("train") if d.domain or not provenance["labelled_only"])
+    return sum(d.n_tokens for d in read if d.id not in own)
