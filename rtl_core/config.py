@@ -44,7 +44,7 @@ class _Config:
             if hasattr(self, name) and getattr(self, name) not in valid:
                 raise unknown(name, str(getattr(self, name)), valid)
         if hasattr(self, "source"):
-            self._set_inert_aside()
+            catalogue.find(self.source)
         for f in fields(self):
             value = getattr(self, f.name)
             bounds = f.metadata.get("range")
@@ -63,17 +63,6 @@ class _Config:
                 )
             object.__setattr__(self, f.name, kind(value))  # 0 and 0.0 are one setting
 
-    def _set_inert_aside(self) -> None:
-        """Gives its default to every setting that changes nothing for this source: one table, one identity.
-
-        Raises: StudyError for an unknown source, with the nearest valid names.
-        """
-        used = catalogue.find(self.source).settings
-        for f in fields(self):
-            setting = f.metadata.get("of_sources")
-            if setting and setting not in used:
-                object.__setattr__(self, f.name, f.default)
-
     def replace(self, **changes):
         """Returns a copy with some fields changed. Raises: StudyError for an unknown field."""
         names = [f.name for f in fields(self)]
@@ -86,13 +75,20 @@ class _Config:
         """Returns the settings as a JSON-able dict."""
         return asdict(self)
 
+    def settled(self):
+        """Returns a copy in which every setting that changes nothing for this source has its default."""
+        used = catalogue.find(self.source).settings
+        own = {f.name: f for f in fields(self) if f.metadata.get("of_sources")}
+        return replace(self, **{n: f.default for n, f in own.items() if f.metadata["of_sources"] not in used})
+
     def changed(self) -> dict:
-        """Returns the settings that are not at their default: what identity is made of.
+        """Returns the settings that matter and are not at their default: what identity is made of.
 
         A new setting whose default changes nothing so leaves the records of before valid; a default that
         changes needs a raised RECIPE.
         """
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        values = self.settled().to_dict()
+        return {f.name: values[f.name] for f in fields(self) if values[f.name] != f.default}
 
     @classmethod
     def from_dict(cls, values: dict):

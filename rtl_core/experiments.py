@@ -125,7 +125,7 @@ def _needs_table(e: Experiment) -> bool:
 def _table_key(e: Experiment) -> tuple:
     """Returns what decides the table behind an experiment; controls of one table share it."""
     own_text = e.lm_tokens if e.pretrain_on == "lm-split" else None
-    return e.pretraining.base, e.corpus, e.vocab_size, e.pretrain_on, own_text
+    return e.pretraining.base.settled(), e.corpus, e.vocab_size, e.pretrain_on, own_text
 
 
 def _pretrained(e: Experiment, config) -> Pretrained:
@@ -274,7 +274,7 @@ def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
     read = facts.get("pretrained", {}).get("provenance", {"tokens_read": 0})  # a bound has no table
     measured = {f"test_perplexity_{context}": perplexity(values) for context, values in (nats or {}).items()}
     record = Record(
-        experiment=e.to_dict(),
+        experiment=e.settled().to_dict(),
         identity=e.identity(fingerprint_of(e)),
         text={
             "corpus": corpus.name,

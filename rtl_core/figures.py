@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rtl_core.catalogue import base_of
 from rtl_core.storage import StudyError, atomic, unknown
 from rtl_core.tables import GROUP, caption, effect_text, labels
 
@@ -156,7 +157,9 @@ def _draw_row(ax, place: int, row, base: float) -> None:
     bound, frozen = row["role"] == "bound", row["input_mode"] == "frozen"
     colour = "0.35" if bound else colours[row["input_mode"]]
     marker = "D" if bound else "s" if frozen else "o"
-    control = "permuted:" in row["source"]  # hollow; other marks get a white rim, so that they stay apart
+    control = row["source"] != base_of(
+        row["source"]
+    )  # hollow; other marks get a white rim, so that they stay apart
     face, rim = ("white", colour) if control else (colour, "white")
     if not pd.isna(row["low_percent"]) and not bound:
         ends = [base * (1 + row[name] / 100) for name in ("low_percent", "high_percent")]

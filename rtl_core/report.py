@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from rtl_core import figures
+from rtl_core.catalogue import base_of
 from rtl_core.results import Results, collect, compare, load_results
 from rtl_core.storage import StudyError, atomic, project_root, results_dir
 from rtl_core.tables import markdown_table
@@ -49,7 +50,7 @@ def _results_page(results: Results, text: str) -> str:
         + ", ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in of.items())
         + " (mean of seeds)"
         for source, of in scores.items()
-        if not source.startswith("permuted:")
+        if source == base_of(source)
     ]
     made = sorted({r.environment["commit"][:10] for r in results.records})
     return (

@@ -95,8 +95,8 @@ class Record:
             raise StudyError(
                 f"{path} is no record of schema {cls.schema} (found {found}); delete it and run again."
             )
-        settings = Experiment.from_dict(values["experiment"])  # a setting that came later has its default
-        return cls(**values | {"experiment": settings.to_dict()})
+        # a setting that came later has its default
+        return cls(**values | {"experiment": Experiment.from_dict(values["experiment"]).to_dict()})
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ MODES = {"finetuned": "fine-tuned", "frozen": "frozen"}
 def labels(table: pd.DataFrame) -> list[str]:
     """Returns the name of each row of `compare`, as tables and figures show it."""
     arms = table[table["role"] != "bound"]
-    several = arms["pretrain_epochs"].nunique(dropna=False) > 1
+    several = arms.groupby("source")["pretrain_epochs"].nunique(dropna=False).max() > 1
     return [_label(row, several) for _, row in table.iterrows()]
 
 

@@ -8,9 +8,11 @@ import sys
 from dataclasses import fields
 
 import pytest
+import torch
+from safetensors.torch import load_file, save
 from test_experiments import write_text
 
-from rtl_core import experiments, training
+from rtl_core import experiments, texts, training
 from rtl_core.__main__ import main
 from rtl_core.config import CHOICES, SCORE_CONTEXTS, STUDY_ARMS, STUDY_SIZES, Experiment
 from rtl_core.embeddings import Embeddings
@@ -44,9 +46,9 @@ def trained(tmp_path_factory, tiny_corpus):
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RTL_RESULTS_DIR", str(folder))
-        patched.setattr(experiments, "_corpus", lambda name: tiny_corpus)
+        patched.setattr(texts, "corpus_of", lambda name: tiny_corpus)
         record = experiments.run(Experiment(corpus="tiny", **SETTINGS))
-    experiments._vocabulary.cache_clear(), experiments._text.cache_clear()
+    texts._vocabulary.cache_clear(), texts._text.cache_clear()
     return folder, record
 
 
@@ -88,7 +90,8 @@ def test_help_names_every_option(command, capsys):
     assert [name for name in (*COMMANDS[command], "--json") if name not in found] == []
 
 
-def test_help_lists_the_commands_and_the_meaning_of_settings(capsys):
+def test_help_lists_the_commands_and_the_meaning_of_settings(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")  # no line breaks inside a sentence
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
@@ -298,6 +301,18 @@ def test_a_model_that_is_not_whole_is_refused(model, own_text, capsys):
     weights.write_bytes(weights.read_bytes()[:200])
     code, out, err = call(capsys, "score", model, own_text)
     assert code == 2 and out == "" and "is not whole" in err and "train it again" in err
+
+
+def test_a_model_with_a_part_of_another_size_is_refused(model, own_text, capsys):
+    weights = results_dir() / "local" / "models" / model / "model.safetensors"
+    whole = load_file(weights)
+    for changed in (
+        {k: v for k, v in whole.items() if k != "output.bias"},
+        whole | {"output.bias": torch.ones(3)},
+    ):
+        weights.write_bytes(save(changed))
+        code, out, err = call(capsys, "score", model, own_text)
+        assert code == 2 and out == "" and "is not whole" in err and "output.bias" in err
 
 
 def test_a_text_is_cut_into_tokens_as_the_corpus_was(folder_corpus, own_text, capsys):

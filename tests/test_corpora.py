@@ -452,6 +452,34 @@ def test_folders_named_after_splits_are_splits(tmp_path):
     assert [len(corpus.split(split)) for split in ("train", "valid", "test")] == [3, 3, 3]
 
 
+def test_a_given_split_stays_whole_where_others_are_left_open(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        write(tmp_path / "train" / f"{i}.txt", sentence(rng))
+        write(tmp_path / f"{i}.txt", sentence(rng))
+    corpus = load_corpus(f"folder:{tmp_path}")
+    assert {d.split for d in corpus.documents if d.id.startswith("train/")} == {"train"}
+    assert corpus.split("valid") and corpus.split("test")
+
+
+def test_a_missing_split_comes_from_train_where_every_document_has_one(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        write(tmp_path / "train" / f"{i}.txt", sentence(rng))
+        write(tmp_path / "test" / f"{i}.txt", sentence(rng))
+    corpus = load_corpus(f"folder:{tmp_path}")
+    assert len(corpus.split("test")) == 40 and 0 < len(corpus.split("valid")) < 15
+
+
+def test_a_label_that_is_null_is_no_domain(tmp_path):
+    rng = np.random.default_rng(0)
+    splits = ("train", "valid", "test")
+    rows = [{"text": sentence(rng), "label": ("law", None)[i % 2], "split": splits[i % 3]} for i in range(12)]
+    write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    corpus = load_corpus(f"folder:{tmp_path}")
+    assert corpus.domains == ("law",) and sum(d.domain is None for d in corpus.documents) == 6
+
+
 def test_tables_have_text_label_and_split_columns(tmp_path):
     rng = np.random.default_rng(0)
     rows = [(sentence(rng), ("law", "art")[i % 2], ("train", "valid", "test")[i % 3]) for i in range(12)]

@@ -1,6 +1,6 @@
 """The domain classifier: what a state has read, what is averaged, what its vectors say of themselves."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +117,21 @@ def test_averaged_states_equal_a_plain_loop(level, vocabulary, text, monkeypatch
         assert np.allclose(table[token], total[token] / count[token] if count[token] else 0, atol=1e-5), token
 
 
+def test_a_number_of_occurrences_averages_the_first_that_come(vocabulary, text, monkeypatch):
+    monkeypatch.setattr(domain, "BATCH_TOKENS", 200)
+    model, met = encoder(len(vocabulary)), defaultdict(list)
+    with torch.no_grad():
+        for batch in domain.labelled(text, "sentence"):
+            states = model(batch.inputs, batch.mask)[batch.mask]
+            for token, state in zip(batch.inputs[batch.mask].tolist(), states.numpy()):
+                met[token].append(state)
+    batches = domain.labelled(text, "sentence")
+    table, counts = average_states(model, batches, len(vocabulary), DIM, occurrences=3)
+    for token, states in met.items():
+        assert counts[token] == min(3, len(states))
+        assert np.allclose(table[token], np.mean(states[:3], axis=0), atol=1e-5)
+
+
 def test_unknown_words_share_the_average_of_unk(tiny_corpus):
     small = Vocabulary.build(tiny_corpus.split("train"), 12)
     text = small.encode(tiny_corpus.split("train"), tiny_corpus.domains)
@@ -228,7 +243,7 @@ def test_the_account_says_what_was_read_and_how(tiny_corpus, vocabulary):
     made = pretrain("domain-paragraph", tiny_corpus, vocabulary, dim=6, epochs=3, seed=2)
     facts = made.embeddings.provenance
     expected = {
-        "source": "domain-paragraph", "task": "domain of the paragraph", "level": "paragraph", "epochs": 3,
+        "source": "domain-paragraph", "task": "the domain of a paragraph", "level": "paragraph", "epochs": 3,
         "readout": "averaged", "dim": 6, "seed": 2, "text": "tiny", "text_fingerprint": tiny_corpus.fingerprint,
         "tokens_read": tiny_corpus.n_tokens("train"),
     }  # fmt: skip
@@ -253,11 +268,19 @@ def test_documents_without_a_label_are_skipped(tiny_corpus):
     )
     vocabulary = Vocabulary.build(mixed.split("train"))
     text = vocabulary.encode(mixed.split("train"), mixed.domains)
-    starts, lengths, labels = domain.sequences(text, "sentence")
-    assert labels.min() == 0 and lengths.sum() == tiny_corpus.n_tokens("train") == len(text) - 15
-    assert starts.min() == 15
+    read = [batch.inputs[batch.mask] for batch in domain.labelled(text, "sentence")]
+    assert sum(map(len, read)) == tiny_corpus.n_tokens("train") == len(text) - 15
+    assert sorted(map(int, torch.cat(read))) == sorted(text.tokens[15:])
     made = pretrain("domain-sentence", mixed, vocabulary, dim=6, epochs=1)
     assert made.scores["test_sequences"] == sum(len(d.lines()) for d in tiny_corpus.split("test"))
+
+
+@pytest.mark.parametrize("readout, n", [("averaged", 15), ("input-layer", 0)])
+def test_states_are_averaged_over_unlabelled_documents_too(readout, n, tiny_corpus):
+    mixed = changed(tiny_corpus, [*tiny_corpus.documents, unlabelled("x", "train", "the cook zig .")])
+    facts = pretrain("domain-sentence", mixed, dim=6, epochs=1, readout=readout).embeddings.provenance
+    assert facts["tokens_read"] == tiny_corpus.n_tokens("train") + n
+    assert facts["labels"] == sum(len(d.lines()) for d in tiny_corpus.split("train"))
 
 
 @pytest.mark.parametrize("readout", ["averaged", "input-layer"])

@@ -15,6 +15,7 @@ def row(source, seeds, effect=(NAN, NAN, NAN), **changes):
     perplexity = sum(seeds) / len(seeds)
     return {
         "source": source, "readout": "averaged", "pretrain_epochs": None, "input_mode": "finetuned",
+        "occurrences": None, "pretrain_on": "corpus", "lm_tokens_used": 350_004,
         "corpus": "docstrings", "model": "lstm", "role": "arm", "vocab_size": 10_000, "unk_share": 0.021,
         "test_tokens": 150_000, "test_documents": 250, "n_seeds": len(seeds), "seeds": tuple(seeds),
         "perplexity": perplexity, "extra_tokens": 0, "converged": True, "settings": "", "lm_tokens": 350_000,
@@ -94,7 +95,7 @@ def test_words_on_the_figure_name_context_marks_and_settings(axes):
     words = " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
     for expected in (
         "dots = seeds, bar = mean, band = 95 % interval", "baseline 150.0", "−13.3 % (−16.0 to −10.5)",
-        "LM text 350,000 tokens", "3 seeds an arm",
+        "LM text 350,004 tokens", "3 seeds an arm",
     ):  # fmt: skip
         assert expected in words
     assert "one seed: no interval" in " ".join(text.get_text() for text in axes(table(1)).texts)
@@ -157,7 +158,7 @@ def test_an_unknown_ending_and_several_groups_are_refused(axes, tmp_path):
 def test_the_description_matches_the_numbers():
     text = describe_perplexity(table())
     for expected in (
-        "of 5 language models", "context document", "docstrings: LM text 350,000 tokens",
+        "of 5 language models", "context document", "docstrings: LM text 350,004 tokens",
         "runs from 130.0 (word2vec-sg, fine-tuned) to 156.0 (random, frozen); the baseline has 150.0",
         "difference: word2vec-sg, fine-tuned −13.3 % (−16.0 to −10.5). Above it: random, frozen +4.0 % (",
         "contains zero or there is none: 2 of 4. 3 seeds are too few for a ranking.",

@@ -14,7 +14,7 @@ from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.criteria import OutputLayer
 from rtl_core.embeddings import Embeddings
 from rtl_core.language_model import InputTable, LSTMLanguageModel, load_model, make_lstm, save_model
-from rtl_core.scoring import ledger, perplexity, token_nats
+from rtl_core.scoring import ledger_of, nats_by_context, perplexity, token_nats
 from rtl_core.storage import StudyError
 from rtl_core.training import Optimisation, fit, mean_loss
 from rtl_core.transfer import build_model, input_table
@@ -96,7 +96,7 @@ def test_contexts_reset_where_they_say(vocabulary, text):
 
 
 def test_ledger_has_one_row_a_token_and_sums_to_the_perplexity(vocabulary, text):
-    rows = ledger(small_model(vocabulary), text)
+    rows = ledger_of(nats_by_context(small_model(vocabulary), text), text)
     assert len(rows) == len(text) and rows["word"].tolist() == text.tokens.tolist()
     assert (rows.groupby("document", observed=True)["position"].first() == 0).all()
     by_document = rows.groupby("document", observed=True)["nats_document"].agg(["sum", "size"])

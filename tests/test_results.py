@@ -32,7 +32,12 @@ def made(experiment, nats=(50.0, 150.0), fingerprint="f" * 64, **facts):
     scales = {"document": 1.0, "stream": 0.9, "sentence": 1.1}
     columns = {f"nats_{context}": [n * scale for n in nats] for context, scale in scales.items()}
     documents = pd.DataFrame({"document": ["a", "b"], "domain": ["x", None], "tokens": TOKENS, **columns})
-    text = {"corpus": experiment.corpus, "corpus_fingerprint": fingerprint, "vocab_size": 100}
+    text = {
+        "corpus": experiment.corpus,
+        "corpus_fingerprint": fingerprint,
+        "vocab_size": 100,
+        "lm_tokens": 1_004,
+    }
     defaults = {
         "text": text | {"unk_share": 0.02, "extra_tokens": 0 if experiment.source == "random" else 2_700_000},
         "scores": {"test_perplexity_document": math.exp(sum(nats) / 40)},
@@ -303,4 +308,4 @@ def test_markdown_shows_contexts_intervals_units_and_marks():
     assert "domain-sentence (input layer), fine-tuned (not converged)" in rows
     assert [name for name in rows if name.startswith("bound")] == list(rows)[-3:]
     assert all(len(line.split("|")) == len(header) for line in lines)
-    assert "**docstrings: LM text 1,000 tokens, vocabulary 100; test text 40 tokens in 2 documents" in text
+    assert "**docstrings: LM text 1,004 tokens, vocabulary 100; test text 40 tokens in 2 documents" in text

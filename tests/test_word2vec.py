@@ -2,26 +2,30 @@
 
 import errno
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
 from conftest import DOMAINS, ROOT
 
-from rtl_core.config import SOURCES, PretrainConfig
+from rtl_core.catalogue import SOURCES
+from rtl_core.config import Experiment, PretrainConfig
 from rtl_core.corpora.corpus import Corpus, Document
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
-from rtl_core.pretrain import PRETRAINERS, Pretrained, pretrain
+from rtl_core.pretrain import Pretrained, pretrain
 from rtl_core.storage import StudyError, cache_dir
 
 WORD2VEC = ("word2vec-sg", "word2vec-cbow")
 TEXT = ("the cat sat on the mat .\nthe dog sat on the log .", "a dog saw a cat .")
 SMALL = Corpus("small", (Document("d", None, "train", TEXT * 20), Document("t", None, "test", ("the end",))))
+MODULE = importlib.import_module("rtl_core.pretrain.word2vec")
 FACTS = {"source": "word2vec-sg", "seconds": 41.2, "date": "2026-01-31"}
 
 
@@ -40,7 +44,7 @@ def counted(monkeypatch):
         table = np.ones((len(vocabulary), config.dim), np.float32)
         return Pretrained(Embeddings(vocabulary.words, table, FACTS), {"accuracy": 0.1 + 0.2}, [{"epoch": 1}])
 
-    monkeypatch.setitem(PRETRAINERS, "word2vec-sg", slow)
+    monkeypatch.setattr(MODULE, "pretrain", slow)
     return calls
 
 
@@ -90,8 +94,27 @@ def test_the_same_seed_gives_the_same_bits_in_any_process(tmp_path, monkeypatch)
 # Every source
 
 
-def test_registry_has_every_source():
-    assert tuple(PRETRAINERS) == SOURCES
+def test_every_source_of_the_catalogue_has_its_function_and_its_words():
+    for name, source in SOURCES.items():
+        module = f"rtl_core.pretrain.{source.module}" if source.module else "rtl_core.pretrain"
+        assert callable(importlib.import_module(module).pretrain), name
+        assert all(getattr(source, f.name) for f in fields(source) if f.type is str and f.name != "module"), (
+            name
+        )
+        settings = {f.metadata.get("of_sources") for f in fields(Experiment)}
+        assert set(source.settings) <= settings, name
+
+
+def test_settings_that_change_nothing_for_a_source_leave_its_identity():
+    plain = PretrainConfig("word2vec-sg")
+    assert PretrainConfig("word2vec-sg", readout="input-layer", occurrences=3).changed() == plain.changed()
+    assert (
+        PretrainConfig("permuted:domain-sentence", readout="input-layer").changed()["readout"]
+        == "input-layer"
+    )
+    same = Experiment(source="random", pretrain_epochs=4, pretrain_on="lm-split", readout="input-layer")
+    assert same.settled() == Experiment() and same.identity("f") == Experiment().identity("f")
+    assert same.replace(source="word2vec-sg").settled().pretrain_epochs == 4  # and is not forgotten
 
 
 def test_unknown_names_suggest_the_nearest():
@@ -145,7 +168,7 @@ def test_two_runs_at_once_train_once(counted):
 
 def test_permuted_is_made_from_the_stored_table(monkeypatch):
     base = pretrain("word2vec-sg", SMALL, dim=8, epochs=1).embeddings
-    monkeypatch.setitem(PRETRAINERS, "word2vec-sg", None)
+    monkeypatch.setattr(MODULE, "pretrain", None)
     control = pretrain("permuted:word2vec-sg", SMALL, dim=8, epochs=1).embeddings
     assert control.words == base.words and (control.table != base.table).any()
     assert sorted(map(bytes, control.table)) == sorted(map(bytes, base.table))
@@ -208,9 +231,10 @@ def test_ctrl_c_passes_through(monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(PRETRAINERS, "word2vec-cbow", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain("word2vec-cbow", SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(MODULE, "pretrain", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain("word2vec-cbow", SMALL)
     monkeypatch.setattr(tqdm, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pretrain("word2vec-sg", SMALL)

@@ -121,8 +121,9 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
         Optimisation(max_epochs=config.epochs or EPOCHS, patience=2),
     )
     scores = accuracy(model, test, level)
-    table, counts = _read_out(model, train, level, config)
-    seen = np.flatnonzero(counts)  # a word that never occurs has nothing but its random start
+    table = _read_out(model, train, level, config)
+    trained = (batch.inputs[batch.mask] for batch in labelled(train, level))
+    seen = np.unique(np.concatenate([ids.numpy() for ids in trained]))  # the others' input was never trained
     only_labelled = config.readout == "input-layer"
     labels = sequences(train, level)[2] != UNLABELLED
     read = sequences(train, level)[1][labels].sum() if only_labelled else len(train)
@@ -132,13 +133,11 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
     return Pretrained(embeddings, scores, rows, model)
 
 
-def _read_out(model: DomainClassifier, train: Encoded, level: str, config: PretrainConfig):
-    """Returns a row for every word, and how often it occurs in what was read. Shapes: (V, D), (V,)."""
-    vocab_size, dim = model.encoder.table.weight.shape
-    if config.readout == "averaged":
-        order = np.random.default_rng(derive_seed(config.seed, "occurrences"))
-        batches = whole_text(train, level, order if config.occurrences else None)
-        return average_states(model.encoder, batches, vocab_size, dim, config.occurrences)
-    read = (batch.inputs[batch.mask] for batch in labelled(train, level))
-    counts = sum(np.bincount(ids, minlength=vocab_size) for ids in read)
-    return model.encoder.table.weight.detach().cpu().numpy(), counts
+def _read_out(model: DomainClassifier, train: Encoded, level: str, config: PretrainConfig) -> np.ndarray:
+    """Returns a vector for every word id. Shapes: (V, D)."""
+    table = model.encoder.table.weight.detach().cpu().numpy()
+    if config.readout == "input-layer":
+        return table
+    order = np.random.default_rng(derive_seed(config.seed, "occurrences"))
+    batches = whole_text(train, level, order if config.occurrences else None)
+    return average_states(model.encoder, batches, *table.shape, config.occurrences)[0]
