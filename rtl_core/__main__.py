@@ -1,4 +1,4 @@
-"""The command line: rtl data | pretrain | run | study | score | report | doctor."""
+"""The command line: rtl data | sources | pretrain | run | study | score | report | doctor."""
 
 import argparse
 import json
@@ -38,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     data = add("data", _data, "list, get or check the corpora")
     data.add_argument("action", choices=("list", "get", "check"))
     data.add_argument("name", nargs="?", help="a corpus (get: required; check: all at hand if left out)")
+
+    add("sources", _sources, "list the sources of embeddings and their controls")
 
     pre = add("pretrain", _pretrain, "train (or load) one embedding table")
     pre.add_argument("source", help="word2vec-sg, domain-paragraph, permuted:word2vec-sg, file:PATH, …")
@@ -124,6 +126,23 @@ def _data(arguments) -> int:
     rows = corpora.check(arguments.name)
     _show(arguments, rows)
     return int(any(row["ok"] is False for row in rows))
+
+
+def _sources(arguments) -> None:
+    from rtl_core.results import load_results
+    from rtl_core.tables import control_rows, source_rows
+
+    try:
+        rows = source_rows(load_results("reference"))
+    except StudyError:  # costs are not known without records
+        rows = source_rows()
+    lines = [
+        f"{r['source']:16} predicts {r['predicts']}; sees: {r['sees around a word']}; needs: {r['needs']} "
+        f"({r['idea']})" + (f"; about {r['seconds a table']} s" if r["seconds a table"] else "")
+        for r in rows
+    ]
+    lines += [f"{r['control']:16} control: {r['what it is']}" for r in control_rows()]
+    _show(arguments, rows + control_rows(), "\n".join(lines))
 
 
 def _pretrain(arguments) -> None:

@@ -3,7 +3,7 @@
 The registry of pretrainers, the valid names, `rtl sources` and the page docs/sources.md all follow from here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from rtl_core.storage import unknown
 
@@ -26,7 +26,7 @@ PAPER = "Verwimp and Bellegarda 2019"
 CONTEXTUAL = ("epochs", "pretrain_on", "readout", "occurrences")
 
 SOURCES = {
-    "random": Source("", "none", "none", "nothing", "nothing", "the baseline", ()),
+    "random": Source("", "nothing", "none", "nothing", "nothing", "the baseline", ()),
     "word2vec-sg": Source(
         "word2vec", "the words around a word", "negative sampling", "window", "nothing", WORD2VEC
     ),
@@ -48,7 +48,7 @@ SOURCES = {
 }
 OUTSIDE = {
     "file:": Source(
-        "", "not known", "not known", "not known", "a word2vec, GloVe or fastText .vec file", "the user's", ()
+        "", "unknown", "unknown", "unknown", "a word2vec, GloVe or fastText .vec file", "the user's", ()
     ),
 }
 CONTROLS = {
@@ -63,11 +63,38 @@ def base_of(name: str) -> str:
     return name
 
 
+def parts_of(name: str) -> tuple[str, ...]:
+    """Returns the sources that a combination joins: two of A+B, one of A. A path may hold a plus sign."""
+    first, _, rest = name.partition("+")
+    if not rest or any(first.startswith(prefix) for prefix in OUTSIDE):
+        return (name,)
+    return (first, *parts_of(rest))
+
+
 def find(name: str) -> Source:
-    """Returns the entry behind a source's name, that of X for a control. Raises: StudyError for an unknown one."""
-    base = base_of(name)
+    """Returns the entry behind a source's name, that of X for a control, a joint one for A+B.
+
+    Raises: StudyError for an unknown source, with the nearest valid names.
+    """
+    parts = parts_of(base_of(name))
+    if len(parts) > 1:
+        return _joint([find(part) for part in parts])
+    base = parts[0]
     outside = next((prefix for prefix in OUTSIDE if base.startswith(prefix) and base != prefix), None)
     if base not in SOURCES and not outside:
-        valid = (*SOURCES, *(f"{prefix}PATH" for prefix in OUTSIDE), *(f"{prefix}X" for prefix in CONTROLS))
+        valid = (
+            *SOURCES,
+            *(f"{prefix}PATH" for prefix in OUTSIDE),
+            *(f"{prefix}X" for prefix in CONTROLS),
+            "A+B",
+        )
         raise unknown("source", base, valid)
     return OUTSIDE[outside] if outside else SOURCES[base]
+
+
+def _joint(entries: list[Source]) -> Source:
+    words = {
+        f.name: "; ".join(dict.fromkeys(getattr(e, f.name) for e in entries)) for f in fields(Source)[1:-1]
+    }
+    settings = tuple(dict.fromkeys(name for e in entries for name in e.settings))
+    return Source(module="", settings=settings, **words)

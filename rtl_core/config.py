@@ -192,10 +192,10 @@ class Experiment(_Config):
         )
 
     @cached_property
-    def file_inputs(self) -> dict[str, str]:
+    def file_inputs(self) -> list[str]:
         """sha256 of the contents of `file:` sources: identity follows the content, never the path."""
-        path = catalogue.base_of(self.source)
-        return {"file": file_sha256(path.removeprefix("file:"))} if path.startswith("file:") else {}
+        parts = catalogue.parts_of(catalogue.base_of(self.source))
+        return [file_sha256(part.removeprefix("file:")) for part in parts if part.startswith("file:")]
 
     def identity(self, corpus_fingerprint: str) -> str:
         """Returns the sha256 over settings, corpus, contents of files and recipe version."""

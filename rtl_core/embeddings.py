@@ -135,6 +135,21 @@ class Embeddings:
         table = PCA(dim, svd_solver="covariance_eigh").fit_transform(self.table)
         return self._changed(f"reduced from {self.dim} by PCA", table.astype(np.float32), dim=dim)
 
+    def joined(self, other: "Embeddings") -> "Embeddings":
+        """Returns both tables side by side, each centred and at root mean square 1, for the words of either.
+
+        A word that one of them lacks stands at that table's mean. Shapes: (n, D + D of `other`).
+        """
+        words = tuple(dict.fromkeys((*self.words, *other.words)))
+        parts = []
+        for each in (self, other):
+            table, covered = each.lookup(words)
+            table[covered] -= each.table.mean(axis=0)
+            parts.append(table / (np.sqrt(np.mean(table[covered] ** 2)) or 1))
+        sources = [str(each.provenance.get("source", "unknown")) for each in (self, other)]
+        step, table = f"joined {sources[0]} and {sources[1]}", np.hstack(parts).astype(np.float32)
+        return self._changed(step, table, words, source="+".join(sources), dim=table.shape[1])
+
     def permuted(self, seed: int) -> "Embeddings":
         """Returns the control with the rows dealt out among the words: same geometry, words destroyed."""
         order = np.random.default_rng(seed).permutation(len(self))

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from rtl_core.catalogue import CONTROLS, OUTSIDE, SOURCES
+from rtl_core.results import Results
+
 GROUP = ["corpus", "lm_tokens", "settings"]  # rows that share these are compared
 BOUNDS = {"lstm": "random, all text", "kneser-ney": "Kneser-Ney 5-gram", "unigram": "unigram"}
 MODES = {"finetuned": "fine-tuned", "frozen": "frozen"}
@@ -60,11 +63,11 @@ def markdown_table(table: pd.DataFrame) -> str:
     groups = table.groupby(GROUP, sort=False, dropna=False)
     parts = [f"**{caption(group)}**\n\n{_markdown_rows(group)}" for _, group in groups]
     notes = (
-        "Perplexity: exact, per token with `<unk>` and `<eos>`; in brackets, where the model's state is reset"
-        " (stream: nowhere). Effect: per cent of the baseline's perplexity (document), paired by seed and"
-        " document; in brackets its 95 % interval, a bootstrap over documents joined with the variance over"
-        " seeds; one seed has none. Rows stand in a fixed order and are not ranked. Not converged: the last"
-        " epoch still gained over 1 %."
+        "Perplexity: exact, per token with `<unk>` and `<eos>`, geometric mean over seeds; in brackets, where the"
+        " model's state is reset (stream: nowhere). Effect: per cent of the baseline's perplexity (document),"
+        " paired by seed and document; in brackets its 95 % interval, a bootstrap over documents joined with the"
+        " variance over seeds; one seed has none. Rows stand in a fixed order and are not ranked. Not converged:"
+        " the last epoch still gained over 1 %."
     )
     failed = table.attrs.get("failed", 0)
     return "\n\n".join([*parts, notes + (f" Failed and left out: {failed} runs." if failed else "")]) + "\n"
@@ -89,4 +92,34 @@ def _markdown_rows(table: pd.DataFrame) -> str:
             known,
             f"{row['training_seconds']:.0f}",
         ))  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def source_rows(results: Results | None = None) -> list[dict]:
+    """Returns one row a source of the catalogue; its cost is the mean seconds of a table in the records."""
+    seconds: dict[str, dict] = {}
+    for record in results.records if results else ():
+        account = record.pretrained.get("provenance", {})
+        seconds.setdefault(record.experiment["source"], {})[account.get("seed")] = record.pretraining_seconds
+    names = {"file:": "file:PATH", "hub:": "hub:MODEL"}
+    rows = []
+    for name, source in (SOURCES | OUTSIDE).items():
+        of = seconds.get(name, {}).values()
+        rows.append({
+            "source": names.get(name, name), "predicts": source.task, "objective": source.objective,
+            "sees around a word": source.context, "needs": source.data, "idea": source.idea,
+            "seconds a table": round(sum(of) / len(of)) if any(of) else None,
+        })  # fmt: skip
+    return rows
+
+
+def control_rows() -> list[dict]:
+    """Returns one row a control: the prefix with any source X behind it, and what it is."""
+    return [{"control": f"{prefix}X", "what it is": text} for prefix, text in CONTROLS.items()]
+
+
+def markdown_rows(rows: list[dict]) -> str:
+    """Returns rows as a Markdown table, None as a dash."""
+    lines = [tuple(rows[0]), ("---",) * len(rows[0])]
+    lines += [tuple("–" if value is None else str(value) for value in row.values()) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -14,12 +14,14 @@ from test_experiments import write_text
 
 from rtl_core import experiments, texts, training
 from rtl_core.__main__ import main
+from rtl_core.catalogue import SOURCES
 from rtl_core.config import CHOICES, SCORE_CONTEXTS, STUDY_ARMS, STUDY_SIZES, Experiment
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import results_dir
 
 COMMANDS = {
     "data": ("list", "get", "check"),
+    "sources": ("--json",),
     "pretrain": ("--corpus", "--dim", "--seed", "--readout", "--epochs", "--neighbors", "--output"),
     "run": ("wikitext-2-fast", *(f"--{f.name.replace('_', '-')}" for f in fields(Experiment))),
     "study": ("--size", "--workers", "--scheduler", *STUDY_SIZES),
@@ -324,6 +326,13 @@ def test_a_text_is_cut_into_tokens_as_the_corpus_was(folder_corpus, own_text, ca
 
 
 # data, pretrain, doctor
+
+
+def test_sources_lists_every_source_and_control(capsys):
+    code, out, _ = call(capsys, "sources")
+    assert code == 0 and all(name in out for name in (*SOURCES, "file:PATH", "permuted:X"))
+    rows = json.loads(call(capsys, "sources", "--json")[1])
+    assert {"domain-sentence", "permuted:X"} <= {row.get("source") or row["control"] for row in rows}
 
 
 def test_data_list_has_a_row_for_every_corpus(monkeypatch, capsys):

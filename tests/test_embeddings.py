@@ -102,6 +102,22 @@ def test_permuted_keeps_the_rows_and_loses_the_words(vectors):
     assert "changes" not in vectors.provenance
 
 
+def test_joined_tables_weigh_the_same_and_keep_the_words_of_both():
+    rng = np.random.default_rng(0)
+    first = Embeddings(("a", "b", "c"), rng.standard_normal((3, 2)).astype(np.float32), {"source": "x"})
+    second = Embeddings(("c", "d"), 50 + 9 * rng.standard_normal((2, 3)).astype(np.float32), {"source": "y"})
+    both = first.joined(second)
+    assert both.words == ("a", "b", "c", "d") and both.dim == 5 and both.provenance["source"] == "x+y"
+    left, right = both.table[:3, :2], both.table[2:, 2:]
+    for part, whole in ((left, first.table), (right, second.table)):
+        assert np.allclose(part.mean(0), 0, atol=1e-5) and np.sqrt((part**2).mean()) == pytest.approx(
+            1, rel=1e-5
+        )
+        centred = whole - whole.mean(0)
+        assert np.allclose(part / part[0, 0], centred / centred[0, 0], rtol=1e-3)
+    assert (both.table[3, :2] == 0).all() and (both.table[:2, 2:] == 0).all()  # at the mean
+
+
 def test_centred_and_normalised():
     made = Embeddings(("a", "b", "zero"), np.float32([[3, 4], [6, 8], [0, 0]]))
     assert made.centred().table.sum(axis=0).tolist() == [0, 0]

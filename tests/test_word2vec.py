@@ -120,6 +120,8 @@ def test_settings_that_change_nothing_for_a_source_leave_its_identity():
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(StudyError, match="Did you mean word2vec-sg"):
         pretrain("word2vec-gs", SMALL)
+    with pytest.raises(StudyError, match="unknown source 'domain'"):
+        pretrain("word2vec-sg+domain", SMALL)
     with pytest.raises(StudyError, match="unknown setting 'epoch'. Did you mean epochs"):
         pretrain("word2vec-sg", SMALL, epoch=3)
 
@@ -164,6 +166,21 @@ def test_two_runs_at_once_train_once(counted):
     for thread in threads:
         thread.join()
     assert len(counted) == 1
+
+
+def test_two_sources_are_joined_and_reduced(tmp_path):
+    words = Vocabulary.build(SMALL.split("train"))
+    parts = [pretrain(source, SMALL, words, dim=4, epochs=2) for source in WORD2VEC]
+    made = pretrain("+".join(WORD2VEC), SMALL, words, dim=4, epochs=2).embeddings
+    joint = parts[0].embeddings.joined(parts[1].embeddings)
+    assert np.allclose(made.table, joint.reduced(4).table, atol=1e-5)
+    facts = made.provenance
+    assert facts["source"] == "word2vec-sg+word2vec-cbow" and facts["tokens_read"] == SMALL.n_tokens("train")
+    assert pretrain("permuted:word2vec-sg+word2vec-cbow", SMALL, words, dim=4).embeddings.dim == 4
+    path = tmp_path / "a+b.vec"
+    parts[0].embeddings.to_word2vec(path)
+    with_file = pretrain(f"random+file:{path}", SMALL, words, dim=4).embeddings.provenance
+    assert with_file["tokens_read"] is None
 
 
 def test_permuted_is_made_from_the_stored_table(monkeypatch):

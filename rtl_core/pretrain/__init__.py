@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -9,7 +10,7 @@ from time import perf_counter
 import numpy as np
 from filelock import FileLock
 
-from rtl_core.catalogue import SOURCES
+from rtl_core.catalogue import SOURCES, parts_of
 from rtl_core.config import RECIPE, PretrainConfig, derive_seed, identity
 from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.vocabulary import Vocabulary
@@ -72,6 +73,8 @@ def pretrain(
     vocabulary = vocabulary or Vocabulary.build(corpus.split("train"), 10_000)
     if config.source != config.base.source:
         return _control(config, corpus, vocabulary)
+    if len(parts_of(config.source)) > 1:
+        return _combined(config, corpus, vocabulary)
     if config.source == "random":  # faster made than read
         return _random(corpus, vocabulary, config)
     path = _stored_at(config, corpus, vocabulary)
@@ -84,6 +87,25 @@ def _control(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> 
     made = pretrain(config.replace(source=inner), corpus, vocabulary)
     change = {"permuted": made.embeddings.permuted}[kind]
     return replace(made, embeddings=change(derive_seed(config.seed, kind)), model=None)
+
+
+def _combined(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Pretrained:
+    """Returns the tables of A+B side by side, reduced by PCA to the dimension that is asked for."""
+    made = [pretrain(config.replace(source=part), corpus, vocabulary) for part in parts_of(config.source)]
+    joint = reduce(Embeddings.joined, (each.embeddings for each in made)).reduced(config.dim)
+    accounts = [each.embeddings.provenance for each in made]
+    read = [account["tokens_read"] for account in accounts]
+    facts = {
+        "source": config.source,
+        "tokens_read": None if None in read else max(read),  # they read the same text
+        "labelled_only": all(account["labelled_only"] for account in accounts),
+        "labels": max(account["labels"] for account in accounts),
+        "seconds": sum(account["seconds"] for account in accounts),
+    }
+    scores = {
+        f"{a['source']} {name}": value for a, m in zip(accounts, made) for name, value in m.scores.items()
+    }
+    return Pretrained(replace(joint, provenance=joint.provenance | facts), scores)
 
 
 def _stored_at(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Path:
