@@ -192,10 +192,11 @@ class Experiment(_Config):
         )
 
     @cached_property
-    def file_inputs(self) -> list[str]:
+    def file_inputs(self) -> dict[str, list[str]]:
         """sha256 of the contents of `file:` sources: identity follows the content, never the path."""
         parts = catalogue.parts_of(catalogue.base_of(self.source))
-        return [file_sha256(part.removeprefix("file:")) for part in parts if part.startswith("file:")]
+        paths = [part.removeprefix("file:") for part in parts if part.startswith("file:")]
+        return {"files": [file_sha256(path) for path in paths]} if paths else {}
 
     def identity(self, corpus_fingerprint: str) -> str:
         """Returns the sha256 over settings, corpus, contents of files and recipe version."""
