@@ -31,7 +31,7 @@ works "$python" || fail "the active environment $env has $(version "$python"), a
     fail "the active environment $env has no pip. Install pip in it and run make again."
 
 rm -f "$stamp"
-echo "Setting up $env with $(version "$python"), once: about 120 packages, some minutes, 2 GB of disk" \
+echo "Setting up $env with $(version "$python"), once: about 150 packages, some minutes, 2 GB of disk" \
     "(6 where torch brings the libraries of a GPU) ..."
 quiet=--quiet
 if [ -t 1 ]; then quiet=; fi # on a terminal pip shows its progress

@@ -1,6 +1,7 @@
 """Reverse transfer learning: can word embeddings trained for other tasks improve a neural language model?"""
 
 from rtl_core import figures
+from rtl_core.comparison import compare
 from rtl_core.config import Experiment, PretrainConfig
 from rtl_core.corpora import load_corpus
 from rtl_core.corpora.corpus import Corpus, Document
@@ -8,7 +9,7 @@ from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.experiments import grid, run, run_all
 from rtl_core.pretrain import Pretrained, pretrain
-from rtl_core.results import Record, compare, load_results
+from rtl_core.results import Record, load_results
 from rtl_core.storage import StudyError
 
 __all__ = [

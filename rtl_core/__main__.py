@@ -146,23 +146,31 @@ def _sources(arguments) -> None:
 
 
 def _pretrain(arguments) -> None:
-    from rtl_core import load_corpus, pretrain
+    from rtl_core import Vocabulary, load_corpus, pretrain
 
     # before a corpus is read for nothing
     settings = {f.name: getattr(arguments, f.name) for f in fields(PretrainConfig)}
     config = PretrainConfig(**settings)
-    made = pretrain(config, load_corpus(arguments.corpus))
-    vectors = made.embeddings
+    corpus = load_corpus(arguments.corpus)
+    vocabulary = Vocabulary.build(corpus.split("train"), 10_000)
+    made = pretrain(config, corpus, vocabulary)
+    vectors, coverage = made.embeddings, made.embeddings.coverage(vocabulary)
     near = {word: vectors.neighbors(word, k=8) for word in arguments.neighbors}
     if arguments.output:
         vectors.to_word2vec(arguments.output)
     rows = {
         "words": len(vectors),
         "dim": vectors.dim,
+        "coverage": coverage,
         "provenance": vectors.provenance,
         "scores": made.scores,
     }
     lines = [f"{len(vectors):,} words × {vectors.dim}", *(f"{k}: {v:.4g}" for k, v in made.scores.items())]
+    lines += [
+        f"covers {coverage['types']:,} of {len(vocabulary) - 2:,} types ({100 * coverage['type_share']:.1f} %), "
+        f"{100 * coverage['token_share']:.1f} % of their running tokens; most frequent without a vector: "
+        + (", ".join(coverage["missing"]) or "none")
+    ]
     lines += [f"{word}: " + ", ".join(f"{w} {c:.2f}" for w, c in found) for word, found in near.items()]
     _show(arguments, rows | ({"neighbors": near} if near else {}), "\n".join(lines))
 

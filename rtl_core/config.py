@@ -2,17 +2,19 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import get_args
 
 from rtl_core import catalogue
 from rtl_core.storage import StudyError, file_sha256, unknown
 
-READOUTS = ("averaged", "input-layer")
 CHOICES = {
     "model": ("lstm", "unigram", "kneser-ney"),
-    "readout": READOUTS,
+    "readout": ("averaged", "input-layer"),
+    "fold": ("nothing", "case", "digits", "case+digits"),
     "input_mode": ("finetuned", "frozen"),
     "output_init": ("random", "tied"),
     "criterion": ("sampled-softmax", "softmax"),
@@ -114,6 +116,9 @@ READOUT = "of contextual sources: mean state over a word's occurrences, or the i
 OCCURRENCES = "how many occurrences of a word are averaged; none: all"
 EPOCHS = "passes of pre-training; none: the source's own default"
 PRETRAIN_ON = "pre-training text: corpus (all its training text), lm-split (the LM's own), or another corpus"
+LAYERS = "layers of the encoder; none: the source's own default"
+LAYER = "which layer's states are averaged, 1 the lowest; none: the top"
+FOLD = "spellings of a file: vectors made equal: case, digits (every one to 0), case+digits, nothing"
 
 
 @dataclass(frozen=True)
@@ -125,12 +130,40 @@ class PretrainConfig(_Config):
     readout: str = _setting("averaged", READOUT, of_sources="readout")
     occurrences: int | None = _setting(None, OCCURRENCES, 1, 10**9, of_sources="occurrences")
     epochs: int | None = _setting(None, EPOCHS, 1, 1000, of_sources="epochs")
+    encoder_layers: int | None = _setting(None, LAYERS, 1, 24, of_sources="encoder_layers")
+    layer: int | None = _setting(None, LAYER, 1, 48, of_sources="layer")
+    fold: str = _setting("nothing", FOLD, of_sources="fold")
     seed: int = _setting(0, "random seed", 0, 2**31)
 
     @property
     def base(self) -> "PretrainConfig":
-        """The settings of the table behind a control, which is made once for all its controls."""
-        return self.replace(source=catalogue.base_of(self.source))
+        """The settings of the table that a control changes, which is made once for all its controls."""
+        return self.replace(source=catalogue.table_of(self.source))
+
+    @property
+    def plain(self) -> str:
+        """The source without any control: what its module goes by."""
+        return catalogue.base_of(self.source)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether this is the control that reads the encoder out before training."""
+        return self.source.startswith("untrained:")
+
+    @property
+    def shuffled_labels(self) -> bool:
+        """Whether this is the control that trains on labels dealt out at random."""
+        return self.source.startswith("shuffled-labels:")
+
+    @property
+    def content(self) -> str:
+        """What identifies the source: its name; for files and folders of vectors what they hold, not their path."""
+        kind, _, path = self.source.partition(":")
+        if kind == "file":
+            return f"file:{file_sha256(path)}"
+        if kind == "hub" and Path(path).is_dir():
+            return "hub:" + identity([file_sha256(p) for p in sorted(Path(path).rglob("*")) if p.is_file()])
+        return self.source
 
 
 @dataclass(frozen=True)
@@ -153,6 +186,9 @@ class Experiment(_Config):
     occurrences: int | None = _setting(None, OCCURRENCES, 1, 10**9, of_sources="occurrences")
     pretrain_epochs: int | None = _setting(None, EPOCHS, 1, 1000, of_sources="epochs")
     pretrain_on: str = _setting("corpus", PRETRAIN_ON, of_sources="pretrain_on")
+    encoder_layers: int | None = _setting(None, LAYERS, 1, 24, of_sources="encoder_layers")
+    layer: int | None = _setting(None, LAYER, 1, 48, of_sources="layer")
+    fold: str = _setting("nothing", FOLD, of_sources="fold")
     # transfer
     input_mode: str = _setting("finetuned", "whether the LM trains the embeddings it received")
     output_init: str = _setting("random", "output layer: its own, or tied to the input table")
@@ -187,16 +223,15 @@ class Experiment(_Config):
     @property
     def pretraining(self) -> PretrainConfig:
         """The settings of the pre-training behind this experiment."""
-        return PretrainConfig(
-            self.source, self.hidden_size, self.readout, self.occurrences, self.pretrain_epochs, self.seed
-        )
+        same = {f.name: getattr(self, f.name) for f in fields(PretrainConfig) if hasattr(self, f.name)}
+        return PretrainConfig(**same, dim=self.hidden_size, epochs=self.pretrain_epochs)
 
     @cached_property
     def file_inputs(self) -> dict[str, list[str]]:
-        """sha256 of the contents of `file:` sources: identity follows the content, never the path."""
-        parts = catalogue.parts_of(catalogue.base_of(self.source))
-        paths = [part.removeprefix("file:") for part in parts if part.startswith("file:")]
-        return {"files": [file_sha256(path) for path in paths]} if paths else {}
+        """What `file:` and `hub:` sources hold: identity follows the content, never the path."""
+        names = map(catalogue.base_of, catalogue.parts_of(catalogue.table_of(self.source)))
+        outside = [name for name in names if name.startswith(tuple(catalogue.OUTSIDE))]
+        return {"files": [PretrainConfig(name).content for name in outside]} if outside else {}
 
     def identity(self, corpus_fingerprint: str) -> str:
         """Returns the sha256 over settings, corpus, contents of files and recipe version."""
@@ -206,7 +241,7 @@ class Experiment(_Config):
         if self.pretrain_on.startswith("folder:"):
             settings["pretrain_on"] = "folder:"
         if self.file_inputs:  # the same file under another name is the same experiment
-            settings["source"] = settings["source"].partition("file:")[0] + "file:"
+            settings["source"] = re.sub("(file|hub):.*", r"\1:", settings["source"])
         return identity(settings, corpus_fingerprint, self.file_inputs, RECIPE)
 
 
@@ -216,11 +251,11 @@ class StudySize(_Config):
 
     seeds: int  # language models an arm, each with its own pre-training
     settings: dict  # of Experiment
+    arms: tuple[dict, ...]  # each a change to the baseline: source random, fine-tuned
     bound_epochs: int | None = None  # passes over all training text for the upper bound; None: left out
 
 
-# The arms of the study, each a change to the baseline: source random, fine-tuned.
-STUDY_ARMS = (
+FEW_ARMS = (
     {"source": "random"},
     {"source": "random", "input_mode": "frozen"},
     {"source": "word2vec-sg"},
@@ -230,6 +265,17 @@ STUDY_ARMS = (
     {"source": "domain-paragraph"},
     {"source": "permuted:word2vec-sg"},
 )
+# Every source that needs no labelled files, and the controls.
+ALL_ARMS = (
+    *FEW_ARMS,
+    *(
+        {"source": name}
+        for name in (
+            "fasttext", "glove", "lsa", "lm", "bilm", "masked-lm", "domain-lsa", "next-paragraph",
+            "sentence-order", "spectrum:word2vec-sg", "untrained:bilm",
+        )
+    ),
+)  # fmt: skip
 
 SMOKE = {
     "vocab_size": 500,
@@ -244,12 +290,12 @@ SMOKE = {
 }
 
 STUDY_SIZES = {
-    "smoke": StudySize(1, SMOKE),
-    "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 10_000, "test_tokens": 50_000}),
+    "smoke": StudySize(1, SMOKE, FEW_ARMS),
+    "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 10_000, "test_tokens": 50_000}, FEW_ARMS),
     "laptop": StudySize(
-        3, {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}, bound_epochs=2
+        3, {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}, ALL_ARMS, bound_epochs=2
     ),
-    "full": StudySize(5, {"lm_tokens": 1_000_000}, bound_epochs=3),
+    "full": StudySize(5, {"lm_tokens": 1_000_000}, ALL_ARMS, bound_epochs=3),
 }
 
 NAMED = {

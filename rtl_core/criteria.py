@@ -76,7 +76,9 @@ class OutputLayer(nn.Module):
         self.cumulative_q = log_q.double().exp().cumsum(0)  # on the CPU: not every device has float64
 
     def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns the summed training loss in nats. Shapes: hidden (N, D), targets (N,)."""
+        """Returns the summed loss in nats, exact outside training. Shapes: hidden (N, D), targets (N,)."""
+        if not self.training:
+            return self.nats(hidden, targets).sum()
         if self.n_samples is None:
             logits = matmul(hidden, self.weight.T, self.bf16) + self.bias
             return F.cross_entropy(logits, targets, reduction="sum")

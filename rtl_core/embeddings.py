@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rtl_core.config import CHOICES
 from rtl_core.corpora.vocabulary import Vocabulary
-from rtl_core.storage import StudyError, atomic, file_sha256
+from rtl_core.storage import StudyError, atomic, file_sha256, unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,19 +151,46 @@ class Embeddings:
         step, table = f"joined {sources[0]} and {sources[1]}", np.hstack(parts).astype(np.float32)
         return self._changed(step, table, words, source="+".join(sources), dim=table.shape[1])
 
-    def permuted(self, seed: int) -> "Embeddings":
-        """Returns the control with the rows dealt out among the words: same geometry, words destroyed."""
-        order = np.random.default_rng(seed).permutation(len(self))
-        source = f"permuted:{self.provenance.get('source', 'unknown')}"
-        return self._changed(f"rows permuted with seed {seed}", self.table[order], source=source)
+    def permuted(self, seed: int, bands: np.ndarray | None = None) -> "Embeddings":
+        """Returns the control with the rows dealt out among the words: same geometry, words destroyed.
 
-    def case_folded(self) -> "Embeddings":
-        """Returns the words in lower case; of several spellings the lower-case one stays, else the first."""
+        `bands`: rows are dealt out only among words of the same band. Shape (V,), of the words here.
+        """
+        rng, order = np.random.default_rng(seed), np.arange(len(self))
+        for band in [None] if bands is None else np.unique(bands):
+            members = order if band is None else np.flatnonzero(bands == band)
+            order[members] = rng.permutation(members)
+        return self._control("permuted" if bands is None else "permuted-in-band", seed, self.table[order])
+
+    def with_spectrum(self, seed: int) -> "Embeddings":
+        """Returns the control with random rows, but the mean and the singular values (about it) of this table.
+
+        The left singular vectors are replaced by a random orthonormal basis, orthogonal to the constant vector.
+        """
+        mean = self.table.mean(axis=0, dtype=np.float64)
+        _, values, axes = np.linalg.svd(self.table - mean, full_matrices=False)
+        random = np.random.default_rng(seed).standard_normal((len(self), len(values)))
+        basis = np.linalg.qr(random - random.mean(axis=0))[0]  # (V, min(V, D))
+        return self._control("spectrum", seed, (basis * values @ axes + mean).astype(np.float32))
+
+    def _control(self, kind: str, seed: int, table: np.ndarray) -> "Embeddings":
+        source = f"{kind}:{self.provenance.get('source', 'unknown')}"
+        return self._changed(f"{kind} with seed {seed}", table, source=source)
+
+    def folded(self, fold: str) -> "Embeddings":
+        """Returns the words with "case", "digits" (every one to 0) or "case+digits" made equal, or with "nothing".
+
+        Of several spellings the one already folded stays, else the first. Raises: StudyError for another `fold`.
+        """
+        if fold not in CHOICES["fold"]:
+            raise unknown("fold", fold, CHOICES["fold"])
+        words = [re.sub(r"\d", "0", word) if "digits" in fold else word for word in self.words]
+        words = [word.lower() if "case" in fold else word for word in words]
         keep: dict[str, int] = {}
-        for i in sorted(range(len(self)), key=lambda i: self.words[i] != self.words[i].lower()):
-            keep.setdefault(self.words[i].lower(), i)
+        for i in sorted(range(len(self)), key=lambda i: self.words[i] != words[i]):
+            keep.setdefault(words[i], i)
         rows = sorted(keep.values())
-        return self._changed("case-folded", self.table[rows], tuple(self.words[i].lower() for i in rows))
+        return self._changed(f"folded: {fold}", self.table[rows], tuple(words[i] for i in rows))
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file, atomically; `load` gives back the same bits."""
@@ -190,9 +218,10 @@ class Embeddings:
             raise StudyError(f"{path} is not a whole embedding file ({error}). {advice}") from error
 
     @classmethod
-    def from_file(cls, path: Path, case_fold: bool = False) -> "Embeddings":
+    def from_file(cls, path: Path, fold: str = "nothing") -> "Embeddings":
         """Returns vectors from a word2vec (text or binary), GloVe or fastText .vec file, plain or gzipped.
 
+        `fold`: spellings made equal, see `folded`.
         Raises: StudyError that says in which line or row the file is wrong, and how.
         """
         path = Path(path)
@@ -206,7 +235,7 @@ class Embeddings:
         except (OSError, EOFError, zlib.error) as error:  # gzip reports a damaged archive by any of them
             reason = getattr(error, "strerror", None) or error
             raise StudyError(f"{path} cannot be read: {reason}. Check the path or fetch it again.") from error
-        return vectors.case_folded() if case_fold else vectors
+        return vectors if fold == "nothing" else vectors.folded(fold)
 
     def to_word2vec(self, path: Path, binary: bool = False) -> None:
         """Writes a word2vec text or binary file, gzipped when the name ends in .gz, atomically."""

@@ -80,12 +80,16 @@ class LSTMLanguageModel(nn.Module):
         self.table, self.lstm, self.output = table, lstm, output
         self.dropout = LockedDropout(dropout)
 
-    def states(self, inputs: torch.Tensor, state=None):
-        """Returns the hidden states and the recurrent state. Shapes: inputs (B, T) -> (B, T, H).
+    def states(self, inputs: torch.Tensor, state=None, features: torch.Tensor | None = None):
+        """Returns the hidden states and the recurrent state.
 
+        Shapes: inputs (B, T), features (B, T, F) joined to the word vectors, or None -> (B, T, H).
         Training multiplies in bf16 where that is fast; scoring, as everything reported, is float32.
         """
-        vectors = self.dropout(self.table(inputs))
+        vectors = self.table(inputs)
+        if features is not None:
+            vectors = torch.cat([vectors, features], dim=-1)
+        vectors = self.dropout(vectors)
         with torch.autocast(vectors.device.type, torch.bfloat16, self.training and self.output.bf16):
             hidden, state = self.lstm(vectors, state)
         return hidden.float(), state
@@ -94,7 +98,7 @@ class LSTMLanguageModel(nn.Module):
         """Returns the summed training loss over the batch's real tokens, and the detached state."""
         if state is not None:  # units that have ended are the last rows: the batch may be narrower
             state = tuple(part[:, : len(batch.inputs)].contiguous() for part in state)
-        hidden, state = self.states(batch.inputs, state)
+        hidden, state = self.states(batch.inputs, state, batch.features)
         hidden = self.dropout(hidden)
         if batch.mask is None:
             hidden, targets = hidden.flatten(0, 1), batch.targets.flatten()
@@ -104,11 +108,11 @@ class LSTMLanguageModel(nn.Module):
         return Loss(total, len(targets), tuple(part.detach() for part in state))
 
 
-def make_lstm(experiment: Experiment) -> nn.LSTM:
-    """Returns the untrained LSTM of an experiment; its input dimension is its hidden size."""
+def make_lstm(experiment: Experiment, n_features: int = 0) -> nn.LSTM:
+    """Returns the untrained LSTM of an experiment; its input dimension is its hidden size, and any features."""
     size, layers = experiment.hidden_size, experiment.n_layers
     between = experiment.dropout if layers > 1 else 0.0
-    return nn.LSTM(size, size, layers, batch_first=True, dropout=between)
+    return nn.LSTM(size + n_features, size, layers, batch_first=True, dropout=between)
 
 
 def save_model(

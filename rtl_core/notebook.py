@@ -2,13 +2,22 @@
 
 import io
 import os
+from collections.abc import Iterable
 
 import pandas as pd
 
 from rtl_core import figures
 from rtl_core.config import STUDY_SIZES
+from rtl_core.corpora import load_corpus
+from rtl_core.embeddings import Embeddings
 from rtl_core.storage import unknown
 from rtl_core.tables import effect_text, labels
+
+# Followed through the notebooks: common words, words of one domain, words of several meanings.
+WORDS = (
+    "the", "return", "function", "array", "matrix", "graph",
+    "tensor", "node", "axis", "distribution", "kernel", "figure",
+)  # fmt: skip
 
 
 def size() -> str:
@@ -17,6 +26,12 @@ def size() -> str:
     if name not in STUDY_SIZES:
         raise unknown("study size", name, tuple(STUDY_SIZES))
     return name
+
+
+def corpus(name: str = "docstrings"):
+    """Returns a corpus as this notebook's size has it: at smoke size a small part of its training text."""
+    whole = load_corpus(name)
+    return whole.sampled(60_000) if size() == "smoke" else whole
 
 
 def show(ax, alt: str) -> None:
@@ -38,6 +53,13 @@ def show_perplexity(table: pd.DataFrame) -> None:
         show(figures.plot_perplexity(table), figures.describe_perplexity(table))
 
 
+def show_bars(values: pd.Series, xlabel: str, line: float | None = None) -> None:
+    """Displays bars with their computed description; `line` marks a baseline."""
+    with figures.style():
+        ax = figures.plot_bars(values, xlabel=xlabel, line=line)
+        show(ax, figures.describe_bars(values, xlabel=xlabel, line=line))
+
+
 def arms(table: pd.DataFrame) -> pd.DataFrame:
     """Returns the table of `compare` as readers want it: an arm a row, units in the header."""
     return pd.DataFrame(
@@ -48,3 +70,14 @@ def arms(table: pd.DataFrame) -> pd.DataFrame:
         },
         index=pd.Index(labels(table), name="arm"),
     )
+
+
+def neighbours(tables: dict[str, Embeddings], words: Iterable[str] = WORDS, k: int = 4) -> pd.DataFrame:
+    """Returns the `k` nearest words of each word: a word a row, a table a column, "-" where it has no vector."""
+
+    def near(table: Embeddings, word: str) -> str:
+        return ", ".join(other for other, _ in table.neighbors(word, k)) if word in table else "-"
+
+    words = tuple(words)
+    columns = {name: [near(table, word) for word in words] for name, table in tables.items()}
+    return pd.DataFrame(columns, index=pd.Index(words, name="word"))

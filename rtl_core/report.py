@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 
 from rtl_core import figures
-from rtl_core.catalogue import base_of
-from rtl_core.results import Results, collect, compare, load_results
+from rtl_core.catalogue import table_of
+from rtl_core.comparison import compare
+from rtl_core.results import Results, collect, load_results
 from rtl_core.storage import StudyError, atomic, project_root, results_dir
 from rtl_core.tables import control_rows, markdown_rows, markdown_table, source_rows
 
@@ -51,7 +52,7 @@ def _results_page(results: Results, text: str) -> str:
         + ", ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in of.items())
         + " (mean of seeds)"
         for source, of in scores.items()
-        if source == base_of(source)
+        if source == table_of(source)
     ]
     made = sorted({r.environment["commit"][:10] for r in results.records})
     return (

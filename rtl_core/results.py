@@ -1,4 +1,4 @@
-"""What finished runs measured: records, loud and atomic; the table that compares them with their baseline."""
+"""What finished runs measured: records, loud and atomic, and the sums of their token ledgers by document."""
 
 import math
 import re
@@ -7,22 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr, stdtrit
 
-from rtl_core.catalogue import SOURCES, base_of
 from rtl_core.config import SCORE_CONTEXTS, Experiment
 from rtl_core.storage import StudyError, atomic, read_json, results_dir, unknown, write_json
 
 NATS = tuple(f"nats_{context}" for context in SCORE_CONTEXTS)
 DOCUMENT_COLUMNS = ("document", "domain", "tokens", *NATS)
 # what may differ from the baseline
-ARM_FIELDS = ("source", "readout", "occurrences", "pretrain_epochs", "pretrain_on", "input_mode")
-TEXT_FIELDS = ("corpus", "corpus_fingerprint", "vocab_size", "lm_tokens", "test_tokens")
+ARM_FIELDS = (
+    "source", "readout", "occurrences", "pretrain_epochs", "pretrain_on", "encoder_layers", "layer", "fold",
+    "input_mode",
+)  # fmt: skip
 BASELINE = {"source": "random", "input_mode": "finetuned"}
-MODELS = ("lstm", "kneser-ney", "unigram")  # in the order of rows
-ALL_TEXT = ("lm_tokens", None)
-PERPLEXITIES = ("perplexity", "perplexity_stream", "perplexity_sentence")  # in the order of SCORE_CONTEXTS
-N_RESAMPLES = 2000  # of the documents, for an interval
 
 
 @dataclass(frozen=True)
@@ -116,6 +112,10 @@ class Results:
         chosen = [record for record in self.records if record.name in wanted]
         return Results(chosen, self.documents[self.documents["record"].isin(wanted)])
 
+    def without(self, source: str) -> "Results":
+        """Returns the records of all other sources."""
+        return self.select(r.name for r in self.records if r.experiment["source"] != source)
+
 
 def document_sums(ledger: pd.DataFrame, domains: tuple[str, ...] = ()) -> pd.DataFrame:
     """Returns a token ledger summed by document: document, domain (by name), tokens, nats_CONTEXT."""
@@ -176,7 +176,7 @@ def record_rows(results: Results) -> pd.DataFrame:
 
 
 def _holds_study(results: Results) -> bool:
-    return any(len(arms) > 1 and _select(arms, BASELINE) for arms in _grouped(results).values())
+    return any(len(arms) > 1 and select_arm(arms, BASELINE) for arms in grouped(results).values())
 
 
 def _load(folder: Path, corpus: str | None) -> Results:
@@ -226,61 +226,7 @@ def _not_finite(value, place: str):
         yield place, value
 
 
-def compare(results: Results, baseline: dict | None = None) -> pd.DataFrame:
-    """Returns one row an arm: perplexities, and its effect against the baseline, all other settings equal.
-
-    Effect: difference of token-weighted mean nats (context document) over the seeds that both have, as per
-    cent of perplexity. Its 95 % interval joins a bootstrap over documents with the variance over seeds; one
-    seed has none: run SIZE=laptop for intervals. Failed runs are left out and counted in `attrs["failed"]`.
-    `baseline` says which arm that is, by values of `ARM_FIELDS`.
-    Raises: StudyError when no group of records has a baseline.
-    """
-    wanted = BASELINE | (baseline or {})
-    for name in wanted:
-        if name not in ARM_FIELDS:
-            raise unknown("field of an arm", name, ARM_FIELDS)
-    groups = _grouped(results)
-    bounds = {setting: _bounds(setting, groups) for setting in groups if ("model", "lstm") in setting}
-    used = [seeds for beside in bounds.values() for seeds in beside]
-    studies = {s: groups[s] for s in bounds if any(seeds not in used for seeds in groups[s].values())}
-    bases = {setting: _select(arms, wanted) for setting, arms in studies.items()}
-    if not any(bases.values()):
-        raise _no_baseline(studies, wanted)
-    rows = []
-    for setting, arms in studies.items():
-        entries = [("baseline" if seeds is bases[setting] else "arm", seeds) for seeds in arms.values()]
-        entries += [("bound", seeds) for seeds in bounds[setting]]
-        described = {"settings": _differing(setting, studies), "lm_tokens": dict(setting)["lm_tokens"]}
-        rows += [row | described for row in _rows(results.documents, entries, bases[setting])]
-    table = pd.DataFrame(sorted(rows, key=_order))
-    whole = ("lm_tokens", "pretrain_epochs", "occurrences", "extra_tokens")
-    table = table.astype(dict.fromkeys(whole, "Int64") | {"converged": "boolean"})
-    table.attrs["failed"] = sum(r.status == "failed" for r in results.records)
-    return table
-
-
-def effect(arm: np.ndarray, baseline: np.ndarray, tokens: np.ndarray, seed: int = 0) -> dict:
-    """Returns effect_percent, its 95 % interval low_percent and high_percent, and p_value; NaN without seeds.
-
-    Shapes: arm, baseline (n_documents, n_seeds), summed nats, paired; tokens (n_documents,).
-    """
-    difference = arm - baseline
-    n_documents, n_seeds = difference.shape
-    per_seed = difference.sum(axis=0) / tokens.sum()
-    mean, half, p = per_seed.mean() if n_seeds else math.nan, math.nan, math.nan
-    if n_seeds > 1 and n_documents > 1:
-        even = np.full(n_documents, 1 / n_documents)
-        drawn = np.random.default_rng(seed).multinomial(n_documents, even, size=N_RESAMPLES)
-        resampled = (drawn @ difference.mean(axis=1)) / (drawn @ tokens)
-        spread = math.sqrt(resampled.var(ddof=1) + per_seed.var(ddof=1) / n_seeds)
-        half = stdtrit(n_seeds - 1, 0.975) * spread
-        p = 2 * stdtr(n_seeds - 1, -abs(mean) / spread) if spread else 1.0
-    percent = 100 * np.expm1([mean, mean - half, mean + half])
-    names = ("effect_percent", "low_percent", "high_percent", "p_value")
-    return dict(zip(names, map(float, (*percent, p))))
-
-
-def _grouped(results: Results) -> dict[frozenset, dict[tuple, dict[int, Record]]]:
+def grouped(results: Results) -> dict[frozenset, dict[tuple, dict[int, Record]]]:
     """Returns setting → arm → seed → finished record; a setting is every field but the arm's and the seed."""
     groups: dict = {}
     done = (r for r in results.records if r.status == "done")
@@ -297,7 +243,7 @@ def _grouped(results: Results) -> dict[frozenset, dict[tuple, dict[int, Record]]
     return groups
 
 
-def _select(arms: dict, wanted: dict) -> dict[int, Record]:
+def select_arm(arms: dict, wanted: dict) -> dict[int, Record]:
     """Returns the seeds of the one arm that has the `wanted` values; {} when there is none."""
     found = [seeds for arm, seeds in arms.items() if wanted.items() <= dict(zip(ARM_FIELDS, arm)).items()]
     if len(found) > 1:
@@ -305,92 +251,3 @@ def _select(arms: dict, wanted: dict) -> dict[int, Record]:
             f"{len(found)} arms have {wanted}; say which is the baseline by more of {ARM_FIELDS}."
         )
     return found[0] if found else {}
-
-
-def _bounds(setting: frozenset, groups: dict) -> list[dict[int, Record]]:
-    """Returns the bounds of a group: n-grams of the same text, and the same LM trained on all text."""
-    text = {item for item in setting if item[0] in TEXT_FIELDS}
-    same = {item for item in setting if item[0] not in ("lm_tokens", "max_epochs")}
-    found = []
-    for other, arms in groups.items():
-        if ("model", "lstm") not in other and text <= other:
-            found += arms.values()
-        elif ALL_TEXT in other and ALL_TEXT not in setting and same <= other:
-            found.append(_select(arms, BASELINE))
-    return [seeds for seeds in found if seeds]
-
-
-def _rows(documents: pd.DataFrame, entries: list, base: dict[int, Record]) -> list[dict]:
-    """Returns the row of each (role, seed → record): its settings, perplexities and effect against `base`."""
-    names = {record.name for _, seeds in entries for record in seeds.values()}
-    chosen = documents[documents["record"].isin(names)]
-    sums = chosen.pivot(index="document", columns="record", values=["tokens", *NATS])
-    if sums.isna().any(axis=None) or sums["tokens"].nunique(axis=1).max() > 1:
-        counts = chosen.groupby("record").size().to_dict()
-        raise StudyError(
-            f"these records were not scored on the same test text (documents: {counts}); run them again."
-        )
-    tokens = sums["tokens"].iloc[:, 0].to_numpy()
-    rows = []
-    for role, seeds in entries:
-        first = next(iter(seeds.values()))
-        means = {c: sums[c][[r.name for r in seeds.values()]].sum() / tokens.sum() for c in NATS}
-        # An n-gram has no seed of its own: it is set against every seed of the baseline.
-        paired = seeds if first.experiment["model"] == "lstm" else dict.fromkeys(base, first)
-        common = [seed for seed in paired if seed in base and role != "baseline"]
-        ours, theirs = ([of[seed].name for seed in common] for of in (paired, base))
-        nats = sums["nats_document"]
-        rows.append(
-            {
-                **{name: first.experiment[name] for name in (*ARM_FIELDS, "corpus", "output_init", "model")},
-                "role": role,
-                "lm_tokens_used": first.text["lm_tokens"],
-                "vocab_size": first.text["vocab_size"],
-                "unk_share": first.text["unk_share"],
-                "test_tokens": int(tokens.sum()),
-                "test_documents": len(tokens),
-                "n_seeds": len(seeds),
-                "seeds": tuple(np.exp(means["nats_document"]).tolist()),
-                **{name: float(np.exp(means[nat].mean())) for name, nat in zip(PERPLEXITIES, NATS)},
-                **effect(nats[ours].to_numpy(), nats[theirs].to_numpy(), tokens),
-                "extra_tokens": first.text["extra_tokens"],
-                "converged": None if first.converged is None else all(r.converged for r in seeds.values()),
-                "training_seconds": float(np.mean([r.training_seconds for r in seeds.values()])),
-            }
-        )
-    return rows
-
-
-def _differing(setting: frozenset, studies: dict) -> str:
-    """Returns the settings, other than those a table shows anyway, in which the groups of a table differ."""
-    shared = frozenset.intersection(*studies)
-    values = {k: v for k, v in setting - shared if k not in ("corpus", "lm_tokens")}
-    if len({dict(s)["corpus"] for s in studies}) == len({dict(s)["corpus_fingerprint"] for s in studies}):
-        values.pop("corpus_fingerprint", None)
-    return ", ".join(f"{k} {str(v)[:12]}" for k, v in sorted(values.items()))
-
-
-def _order(row: dict) -> tuple:
-    """Returns the key of the fixed order of rows: baseline, arms as in SOURCES, their controls, bounds."""
-    base, places = base_of(row["source"]), tuple(SOURCES)
-    return (
-        row["corpus"], row["lm_tokens"] or math.inf, row["settings"],
-        ("baseline", "arm", "bound").index(row["role"]), MODELS.index(row["model"]),
-        base != row["source"], places.index(base) if base in places else len(places),
-        row["source"], row["readout"], row["input_mode"], row["pretrain_on"], row["pretrain_epochs"] or 0,
-        row["occurrences"] or math.inf,
-    )  # fmt: skip
-
-
-def _no_baseline(studies: dict, wanted: dict) -> StudyError:
-    if not studies:
-        return StudyError("there is no finished language model among the records; `make study` makes them.")
-    setting, arms = next(iter(studies.items()))
-    values = dict(setting) | wanted
-    defaults = {f.name: f.default for f in fields(Experiment)}
-    changed = [f"{k}={values[k]!r}" for k, d in defaults.items() if k in values and values[k] != d]
-    seeds = sorted({seed for of_arm in arms.values() for seed in of_arm})
-    return StudyError(
-        f"no baseline: none of the {len(arms)} finished arms has {wanted} with all other settings equal. "
-        f"Make it, for seed in {seeds}: rtl.run(rtl.Experiment({', '.join([*changed, 'seed=seed'])}))."
-    )

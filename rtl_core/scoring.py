@@ -46,9 +46,9 @@ def token_nats(
     for batch, positions in located_batches(
         text, context, lanes or LANES[context], window or WINDOW[context]
     ):
-        inputs, targets, mask, fresh = to_device(batch, where)
+        inputs, targets, mask, fresh, features = to_device(batch, where)
         state = None if fresh else tuple(part[:, : len(inputs)].contiguous() for part in state)
-        hidden, state = model.states(inputs, state)
+        hidden, state = model.states(inputs, state, features)
         real = torch.ones_like(targets, dtype=torch.bool) if mask is None else mask
         nats = model.output.nats(hidden[real], targets[real])
         out[positions[real.cpu().numpy()]] = nats.cpu().numpy()

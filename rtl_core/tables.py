@@ -1,10 +1,11 @@
 """The words and numbers of a comparison as people read them: names of arms, effects, Markdown."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
-from rtl_core.catalogue import CONTROLS, OUTSIDE, SOURCES
+from rtl_core.catalogue import CONTROLS, OUTSIDE, PLACEHOLDERS, SOURCES
 from rtl_core.results import Results
 
 GROUP = ["corpus", "lm_tokens", "settings"]  # rows that share these are compared
@@ -23,13 +24,16 @@ def _label(row, with_epochs: bool) -> str:
     mark = "" if pd.isna(row["converged"]) or row["converged"] else " (not converged)"
     if row["role"] == "bound":
         return f"bound: {BOUNDS[row['model']]}{mark}"
-    kind, _, path = row["source"].partition("file:")
-    source = f"{kind}file:{Path(path).name}" if path else kind  # a file's name without its folders
+    # a file's name without its folders
+    source = re.sub("(file|hub):(.*)", lambda found: f"{found[1]}:{Path(found[2]).name}", row["source"])
     notes = {
         "input layer": row["readout"] == "input-layer",
         f"{row['occurrences']} occurrences": not pd.isna(row["occurrences"]),
         f"{row['pretrain_epochs']} epochs": with_epochs and not pd.isna(row["pretrain_epochs"]),
         f"on {row['pretrain_on']}": row["pretrain_on"] != "corpus",
+        f"{row['encoder_layers']} layers": not pd.isna(row["encoder_layers"]),
+        f"layer {row['layer']}": not pd.isna(row["layer"]),
+        f"folded {row['fold']}": row["fold"] != "nothing",
     }
     details = ", ".join(note for note, shown in notes.items() if shown)
     return f"{source}{f' ({details})' if details else ''}, {MODES[row['input_mode']]}{mark}"
@@ -101,12 +105,11 @@ def source_rows(results: Results | None = None) -> list[dict]:
     for record in results.records if results else ():
         account = record.pretrained.get("provenance", {})
         seconds.setdefault(record.experiment["source"], {})[account.get("seed")] = record.pretraining_seconds
-    names = {"file:": "file:PATH", "hub:": "hub:MODEL"}
     rows = []
     for name, source in (SOURCES | OUTSIDE).items():
         of = seconds.get(name, {}).values()
         rows.append({
-            "source": names.get(name, name), "predicts": source.task, "objective": source.objective,
+            "source": PLACEHOLDERS.get(name, name), "predicts": source.task, "objective": source.objective,
             "sees around a word": source.context, "needs": source.data, "idea": source.idea,
             "seconds a table": round(sum(of) / len(of)) if any(of) else None,
         })  # fmt: skip

@@ -1,6 +1,6 @@
 """The text of an experiment in its three roles: pre-training text, the language model's text, test text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from rtl_core.config import Experiment
 from rtl_core.corpora import load_corpus
 from rtl_core.corpora.corpus import Corpus, sample_documents
+from rtl_core.corpora.text import near_duplicates
 from rtl_core.corpora.vocabulary import Encoded, Vocabulary
 
 
@@ -30,6 +31,12 @@ class Text:
 @lru_cache(maxsize=2)
 def _named_corpus(name: str) -> Corpus:
     return load_corpus(name)
+
+
+def forget() -> None:
+    """Lets go of the text in memory: who waits for workers needs none."""
+    for cached in (_named_corpus, _vocabulary, _text, _lm_split, _other_text):
+        cached.cache_clear()
 
 
 def corpus_of(name: str) -> Corpus:
@@ -66,22 +73,36 @@ def text_of(e: Experiment) -> Text:
 
 @lru_cache(maxsize=2)
 def _lm_split(name: str, fingerprint: str, lm_tokens: int | None) -> Corpus:
-    corpus = corpus_of(name)
-    documents = sample_documents(corpus.split("train"), lm_tokens)
-    return Corpus(name, (*documents, *corpus.split("valid"), *corpus.split("test")), corpus.tokenizer)
+    return corpus_of(name).sampled(lm_tokens)
 
 
 def pretraining_corpus(e: Experiment) -> Corpus:
-    """Returns the corpus whose training split the pre-training reads, as `pretrain_on` says."""
+    """Returns the corpus whose training split the pre-training reads, as `pretrain_on` says.
+
+    Another corpus loses what repeats the test text of the LM's.
+    """
+    own = corpus_of(e.corpus)
     if e.pretrain_on == "lm-split":
-        return _lm_split(e.corpus, corpus_of(e.corpus).fingerprint, e.lm_tokens)
-    return corpus_of(e.corpus if e.pretrain_on == "corpus" else e.pretrain_on)
+        return _lm_split(e.corpus, own.fingerprint, e.lm_tokens)
+    if e.pretrain_on in ("corpus", e.corpus):
+        return own
+    return _other_text(e.pretrain_on, corpus_of(e.pretrain_on).fingerprint, e.corpus, own.fingerprint)
+
+
+@lru_cache(maxsize=2)
+def _other_text(name: str, fingerprint: str, lm_corpus: str, lm_fingerprint: str) -> Corpus:
+    corpus, tested = corpus_of(name), [p for d in corpus_of(lm_corpus).split("test") for p in d.paragraphs]
+    repeated = iter(near_duplicates([p for d in corpus.documents for p in d.paragraphs], tested))
+    kept = (
+        replace(d, paragraphs=tuple(p for p in d.paragraphs if not next(repeated))) for d in corpus.documents
+    )
+    return replace(corpus, documents=tuple(d for d in kept if d.paragraphs))
 
 
 def fingerprint_of(e: Experiment) -> str:
     """Returns the fingerprint of all text that an experiment reads: its corpus, and another to pre-train on."""
     own = corpus_of(e.corpus).fingerprint
-    if e.pretrain_on in ("corpus", "lm-split"):  # follow from the corpus and the settings
+    if e.pretrain_on in ("corpus", "lm-split", e.corpus):  # follow from the corpus and the settings
         return own
     return f"{own}+{pretraining_corpus(e).fingerprint}"
 
@@ -93,8 +114,9 @@ def extra_tokens(e: Experiment, text: Text, provenance: dict) -> int | None:
     """
     if provenance["tokens_read"] is None:
         return None
+    outside = provenance.get("outside_tokens", 0)  # of labelled files
     if not provenance["tokens_read"]:
-        return 0
+        return outside
     own = set(text.train.document_ids) if e.pretrain_on in ("corpus", "lm-split", e.corpus) else set()
     read = (d for d in pretraining_corpus(e).split("train") if d.domain or not provenance["labelled_only"])
-    return sum(d.n_tokens for d in read if d.id not in own)
+    return outside + sum(d.n_tokens for d in read if d.id not in own)

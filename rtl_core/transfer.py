@@ -41,12 +41,17 @@ def input_table(embeddings: Embeddings, vocabulary: Vocabulary, rms: float, seed
 
 
 def build_model(
-    experiment: Experiment, vocabulary: Vocabulary, embeddings: Embeddings, lm_counts: np.ndarray
+    experiment: Experiment,
+    vocabulary: Vocabulary,
+    embeddings: Embeddings,
+    lm_counts: np.ndarray,
+    n_features: int = 0,
 ) -> LSTMLanguageModel:
     """Returns the language model of an experiment, its embeddings in place.
 
     `lm_counts` (V,) are the word counts of the LM's own training text: they start the output bias and shape
-    the sampling distribution. The initial weights depend on the seed alone, never on the source.
+    the sampling distribution. `n_features` are joined to every input vector. The initial weights depend on the
+    seed alone, never on the source.
     Raises: StudyError when the embeddings' dimension is not the model's.
     """
     size = experiment.hidden_size
@@ -60,7 +65,7 @@ def build_model(
     table, covered = input_table(embeddings, vocabulary, experiment.input_rms, seed)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(experiment.seed, "initialisation"))
-        lstm = make_lstm(experiment)
+        lstm = make_lstm(experiment, n_features)
         weight = torch.randn(len(vocabulary), size) / size**0.5
     sparse = device().type != "mps"  # which has no sparse gradients
     if tied:  # stored at root mean square 1/√D, the output's size, and brought to input_rms at the input

@@ -15,7 +15,7 @@ from test_experiments import write_text
 from rtl_core import experiments, texts, training
 from rtl_core.__main__ import main
 from rtl_core.catalogue import SOURCES
-from rtl_core.config import CHOICES, SCORE_CONTEXTS, STUDY_ARMS, STUDY_SIZES, Experiment
+from rtl_core.config import CHOICES, SCORE_CONTEXTS, FEW_ARMS, STUDY_SIZES, Experiment
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import results_dir
 
@@ -189,7 +189,7 @@ def test_a_run_that_diverges_has_exit_code_1(folder_corpus, monkeypatch, capsys)
 def small_study(monkeypatch, folder_corpus):
     """Makes every study three arms and two bounds on the folder; returns how many runs it has."""
     base = Experiment(corpus=folder_corpus, **SETTINGS)
-    arms = [base.replace(**STUDY_ARMS[i]) for i in (0, 1, 5)]
+    arms = [base.replace(**FEW_ARMS[i]) for i in (0, 1, 5)]
     runs = [*arms, base.replace(model="unigram"), base.replace(model="kneser-ney")]
     monkeypatch.setattr(experiments, "grid", lambda name: runs)
     return runs

@@ -6,11 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from rtl_core import training
+from rtl_core import batches, training
+from rtl_core.batches import LONGEST, Sequences
 from rtl_core.corpora.corpus import Document
 from rtl_core.corpora.vocabulary import EOS_ID, Vocabulary
-from rtl_core.pretrain import domain, pretrain
+from rtl_core.pretrain import pretrain
 from rtl_core.pretrain.averaging import average_states
 from rtl_core.pretrain.encoder import BidirectionalEncoder
 from rtl_core.storage import StudyError, cache_dir
@@ -29,10 +31,10 @@ def text(tiny_corpus, vocabulary):
     return vocabulary.encode(tiny_corpus.split("train"), tiny_corpus.domains)
 
 
-def encoder(vocab_size):
+def encoder(vocab_size, n_layers=1):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return BidirectionalEncoder(vocab_size, DIM)
+        return BidirectionalEncoder(nn.Embedding(vocab_size, DIM), DIM, n_layers)
 
 
 @torch.no_grad()
@@ -46,6 +48,11 @@ def stretches(text, level):
     """Ids of every sentence or paragraph, one after the other."""
     starts = text.line_starts if level == "sentence" else text.paragraph_starts
     return [text.tokens[a:b] for a, b in zip(starts[:-1], starts[1:])]
+
+
+def labelled(text, level, order=None):
+    """Batches of the labelled sentences or paragraphs."""
+    return Sequences.of(text, level).labelled.batches(order)
 
 
 def changed(corpus, documents):
@@ -92,7 +99,7 @@ def test_the_backward_states_are_those_of_the_text_read_from_the_right():
     model, ids = encoder(20), torch.tensor([2, 5, 3, 7, 4])
     state, expected = None, {}
     for position in (4, 3, 2, 1, 0):  # one word at a time
-        output, state = model.backward_lstm(model.table(ids[position])[None, None], state)
+        output, state = model.backward_lstms[0](model.table(ids[position])[None, None], state)
         expected[position] = output[0, 0].tolist()
     found = alone(model, ids)[:, DIM // 2 :]
     assert np.allclose(found, [expected[i] for i in range(5)], atol=1e-6)
@@ -103,7 +110,7 @@ def test_the_backward_states_are_those_of_the_text_read_from_the_right():
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_averaged_states_equal_a_plain_loop(level, vocabulary, text, monkeypatch):
-    monkeypatch.setattr(domain, "BATCH_TOKENS", 200)  # several batches
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 200)  # several batches
     vocab_size = len(vocabulary) + 2  # two types that never occur
     model = encoder(vocab_size)
     total, count = {}, Counter()
@@ -111,22 +118,22 @@ def test_averaged_states_equal_a_plain_loop(level, vocabulary, text, monkeypatch
         for token, state in zip(ids.tolist(), alone(model, ids)):
             total[token] = total.get(token, 0) + state.astype(np.float64)
             count[token] += 1
-    table, counts = average_states(model, domain.labelled(text, level), vocab_size, DIM)
+    table, counts = average_states(model, labelled(text, level), vocab_size)
     assert counts.tolist() == [count[i] for i in range(vocab_size)] and counts.sum() == len(text)
     for token in range(vocab_size):
         assert np.allclose(table[token], total[token] / count[token] if count[token] else 0, atol=1e-5), token
 
 
 def test_a_number_of_occurrences_averages_the_first_that_come(vocabulary, text, monkeypatch):
-    monkeypatch.setattr(domain, "BATCH_TOKENS", 200)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 200)
     model, met = encoder(len(vocabulary)), defaultdict(list)
     with torch.no_grad():
-        for batch in domain.labelled(text, "sentence"):
+        for batch in labelled(text, "sentence"):
             states = model(batch.inputs, batch.mask)[batch.mask]
             for token, state in zip(batch.inputs[batch.mask].tolist(), states.numpy()):
                 met[token].append(state)
-    batches = domain.labelled(text, "sentence")
-    table, counts = average_states(model, batches, len(vocabulary), DIM, occurrences=3)
+    again = labelled(text, "sentence")
+    table, counts = average_states(model, again, len(vocabulary), occurrences=3)
     for token, states in met.items():
         assert counts[token] == min(3, len(states))
         assert np.allclose(table[token], np.mean(states[:3], axis=0), atol=1e-5)
@@ -137,7 +144,7 @@ def test_unknown_words_share_the_average_of_unk(tiny_corpus):
     text = small.encode(tiny_corpus.split("train"), tiny_corpus.domains)
     model = encoder(len(small))
     states = [alone(model, ids)[ids == 0] for ids in stretches(text, "sentence")]
-    table, counts = average_states(model, domain.labelled(text, "sentence"), len(small), DIM)
+    table, counts = average_states(model, labelled(text, "sentence"), len(small))
     assert counts[0] == (text.tokens == 0).sum() > 100
     assert np.allclose(table[0], np.concatenate(states).mean(0), atol=1e-5)
 
@@ -153,21 +160,22 @@ def test_long_sequences_are_cut_and_no_token_is_lost(level, vocabulary):
         Document(f"d{i}", "ab"[i % 2], "train", (line, "the cook .")) for i, line in enumerate(lines)
     ]
     text = vocabulary.encode(documents, ("a", "b"))
-    starts, lengths, labels = domain.sequences(text, level)
+    cut = Sequences.of(text, level)
+    starts, lengths, labels = cut.starts, cut.lengths, cut.labels
     covered = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths)])
     assert covered.tolist() == list(range(len(text)))  # each token once, in order
-    assert lengths.min() > 0 and lengths.max() == domain.LONGEST[level]
+    assert lengths.min() > 0 and lengths.max() == LONGEST[level]
     whole = set((text.line_starts if level == "sentence" else text.paragraph_starts).tolist())
     assert whole <= {*starts.tolist(), len(text)}  # no piece reaches over an end
     assert labels.tolist() == [text.domains[text.document_of(s)] for s in starts]
-    batched = [batch.inputs[batch.mask] for batch in domain.labelled(text, level)]
+    batched = [batch.inputs[batch.mask] for batch in labelled(text, level)]
     assert Counter(torch.cat(batched).tolist()) == Counter(text.tokens.tolist())
 
 
 def test_another_order_shuffles_the_same_sequences(text):
     def drawn(seed):
-        batches = domain.labelled(text, "sentence", np.random.default_rng(seed))
-        return [(tuple(ids[real].tolist()), label) for b in batches for ids, label, real in rows(b)]
+        drawn = labelled(text, "sentence", np.random.default_rng(seed))
+        return [(tuple(ids[real].tolist()), label) for b in drawn for ids, label, real in rows(b)]
 
     def rows(batch):
         return zip(batch.inputs, batch.targets.tolist(), batch.mask)
@@ -180,7 +188,7 @@ def test_another_order_shuffles_the_same_sequences(text):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_domains_are_named_better_than_by_majority(level, tiny_corpus, monkeypatch):
-    monkeypatch.setattr(domain, "BATCH_TOKENS", 600)  # so little text would be a single step an epoch
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 600)  # so little text would be a single step an epoch
     made = pretrain(f"domain-{level}", tiny_corpus, dim=16, epochs=5)
     labels = [d.domain for d in tiny_corpus.split("test") for p in d.paragraphs for _ in p.split("\n")]
     if level == "paragraph":
@@ -208,9 +216,7 @@ def test_both_readouts_are_of_the_same_classifier(tiny_corpus, vocabulary, text)
         pretrain("domain-sentence", tiny_corpus, vocabulary, readout=readout, **settings)
         for readout in ("averaged", "input-layer")
     )
-    table, counts = average_states(
-        averaged.model.encoder, domain.labelled(text, "sentence"), len(vocabulary), DIM
-    )
+    table, counts = average_states(averaged.model.encoder, labelled(text, "sentence"), len(vocabulary))
     assert (
         averaged.embeddings.words
         == layer.embeddings.words
@@ -268,7 +274,7 @@ def test_documents_without_a_label_are_skipped(tiny_corpus):
     )
     vocabulary = Vocabulary.build(mixed.split("train"))
     text = vocabulary.encode(mixed.split("train"), mixed.domains)
-    read = [batch.inputs[batch.mask] for batch in domain.labelled(text, "sentence")]
+    read = [batch.inputs[batch.mask] for batch in labelled(text, "sentence")]
     assert sum(map(len, read)) == tiny_corpus.n_tokens("train") == len(text) - 15
     assert sorted(map(int, torch.cat(read))) == sorted(text.tokens[15:])
     made = pretrain("domain-sentence", mixed, vocabulary, dim=6, epochs=1)

@@ -2,12 +2,14 @@
 
 import errno
 import gzip
+import json
 import os
 
 import numpy as np
 import pytest
 from gensim.models import KeyedVectors
 
+from rtl_core.__main__ import main
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import StudyError
@@ -98,7 +100,7 @@ def test_permuted_keeps_the_rows_and_loses_the_words(vectors):
     assert (control.table != vectors.table).any()
     assert same(control, vectors.permuted(1)) and not same(control, vectors.permuted(2))
     assert control.provenance["source"] == "permuted:test"
-    assert control.provenance["changes"] == ["rows permuted with seed 1"]
+    assert control.provenance["changes"] == ["permuted with seed 1"]
     assert "changes" not in vectors.provenance
 
 
@@ -209,11 +211,29 @@ def test_details_of_real_files(tmp_path):
     assert Embeddings.from_file(put(tmp_path / "w2v.bin", original)).words == ("the", "of")  # by word2vec.c
 
 
-def test_case_folding_prefers_the_lower_case_row(tmp_path):
-    path = put(tmp_path / "g.txt", "US 1 1\nthe 2 2\nThe 3 3\nus 4 4\nParis 5 5\nPARIS 6 6\n")
-    made = Embeddings.from_file(path, case_fold=True)
-    assert dict(zip(made.words, made.table[:, 0])) == {"the": 2, "us": 4, "paris": 5}
-    assert Embeddings.from_file(path).words == ("US", "the", "The", "us", "Paris", "PARIS")
+@pytest.mark.parametrize(
+    "fold, expected",
+    [
+        ("nothing", {"US": 1, "the": 2, "The": 3, "us": 4, "Top10": 5, "top99": 6, "top00": 7, "²٣": 8}),
+        ("case", {"the": 2, "us": 4, "top10": 5, "top99": 6, "top00": 7, "²٣": 8}),
+        ("digits", {"US": 1, "the": 2, "The": 3, "us": 4, "Top00": 5, "top00": 7, "²0": 8}),
+        ("case+digits", {"the": 2, "us": 4, "top00": 7, "²0": 8}),
+    ],
+)
+def test_folding_prefers_the_spelling_that_is_folded_already(tmp_path, fold, expected):
+    words = ["US", "the", "The", "us", "Top10", "top99", "top00", "²٣"]  # a superscript is no digit
+    path = put(tmp_path / "g.txt", "".join(f"{word} {i} {i}\n" for i, word in enumerate(words, 1)))
+    made = Embeddings.from_file(path, fold)
+    assert dict(zip(made.words, made.table[:, 0])) == expected
+    assert made.provenance.get("changes") == (None if fold == "nothing" else [f"folded: {fold}"])
+
+
+def test_without_a_folded_spelling_the_first_row_stays(tmp_path):
+    path = put(tmp_path / "g.txt", "Paris 5 5\nPARIS 6 6\n1999 7 7\n2001 8 8\n")
+    made = Embeddings.from_file(path, "case+digits")
+    assert dict(zip(made.words, made.table[:, 0])) == {"paris": 5, "0000": 7}
+    with pytest.raises(StudyError, match="unknown fold 'digit'. Did you mean digits.*Valid: nothing, case"):
+        Embeddings.from_file(path, "digit")
 
 
 LETTERS = (b"a", b"b", b"c")
@@ -259,3 +279,72 @@ def test_a_missing_file_and_words_that_cannot_be_written(tmp_path):
     with pytest.raises(StudyError, match="cannot hold words with white space: 'new york'"):
         Embeddings(("new york",), np.ones((1, 2), np.float32)).to_word2vec(tmp_path / "out.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+# Files of other programs through the command line
+
+
+TEXTS = {
+    "train": "The the the matrix matrix Top10 top99 rarely fits.\n",
+    "valid": "A vector grows with every number.\n",
+    "test": "Rows hold words, columns hold documents.\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A corpus whose most frequent words are `the`, `matrix` and, its digits folded, `top00`."""
+    for split, text in TEXTS.items():
+        (tmp_path / "texts" / split).mkdir(parents=True)
+        put(tmp_path / "texts" / split / "a.txt", text)
+    return f"folder:{tmp_path / 'texts'}"
+
+
+def covered(capsys, path, folder, *settings) -> tuple[int, dict | None, str]:
+    code = main(["pretrain", f"file:{path}", "--corpus", folder, "--dim", "2", "--json", *settings])
+    out, err = capsys.readouterr()
+    return code, json.loads(out)["coverage"] if out else None, err
+
+
+@pytest.mark.parametrize("kind", ["text", "binary", "glove", "vec", "gzip"])
+def test_every_format_reports_its_coverage(kind, folder, tmp_path, capsys):
+    vectors, path = Embeddings(("the", "top00"), np.float32([[1, 2], [3, 4]])), tmp_path / f"v.{kind}"
+    if kind in ("text", "binary"):
+        vectors.to_word2vec(path, binary=kind == "binary")
+    else:
+        text = {"glove": "the 1 2\ntop00 3 4\n", "vec": "2 2\nthe 1 2 \ntop00 3 4 \n"}.get(kind)
+        put(path, text or gzip.compress(b"2 2\nthe 1 2\ntop00 3 4\n"))
+    code, found, _ = covered(capsys, path, folder)
+    assert code == 0 and found["types"] == 2 and found["missing"][0] == "matrix"
+    assert 0 < found["type_share"] < found["token_share"] < 1
+    assert main(["pretrain", f"file:{path}", "--corpus", folder, "--dim", "2"]) == 0
+    types, tokens = (f"{100 * found[name]:.1f} %" for name in ("type_share", "token_share"))
+    out = capsys.readouterr().out
+    assert f"covers 2 of 6 types ({types}), {tokens} of their running tokens" in out
+    assert "most frequent without a vector: matrix, " in out
+
+
+def test_folding_through_the_command_line(folder, tmp_path, capsys):
+    path = put(tmp_path / "v.txt", "THE 1 2\nTop99 3 4\nMATRIX 5 6\n")
+    found = {fold: covered(capsys, path, folder, "--fold", fold) for fold in ("case", "case+digits")}
+    assert [(code, coverage["types"]) for code, coverage, _ in found.values()] == [(0, 2), (0, 3)]
+    for fold in ("nothing", "digits"):  # the corpus is in lower case
+        code, _, err = covered(capsys, path, folder, "--fold", fold)
+        assert code == 2 and "no word in common" in err and "set fold to case" in err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("the 1 2 3\nof 4 5 6\n", "has vectors of 3 dimensions, 2 expected. Ask for 3"),
+        ("9 2\nthe 1 2\n", "announces 9 words, but 1 follow"),
+        (gzip.compress(b"the 1 2\n" * 99)[:-20], "cannot be read"),
+        (gzip.compress(b"1 2\nthe " + np.float32([1, 2]).tobytes()[:-1]), "cut short"),
+        ("nowhere 1 2\n", "no word in common"),
+        ("", "the file is empty"),
+    ],
+)
+def test_bad_files_stop_the_command(content, message, folder, tmp_path, capsys):
+    code, found, err = covered(capsys, put(tmp_path / "v.vec", content), folder)
+    assert code == 2 and found is None and message in err and str(tmp_path / "v.vec") in err
+    assert list((tmp_path / "cache").rglob("*.safetensors")) == []

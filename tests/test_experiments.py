@@ -15,7 +15,7 @@ import torch
 from conftest import DOMAINS
 
 from rtl_core import compare, experiments, load_results, run, run_all, scoring, storage, texts, training
-from rtl_core.config import NAMED, RECIPE, STUDY_ARMS, STUDY_SIZES, Experiment
+from rtl_core.config import NAMED, RECIPE, FEW_ARMS, STUDY_SIZES, Experiment
 from rtl_core.corpora.corpus import Document
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
@@ -505,10 +505,10 @@ def test_a_study_has_every_arm_and_seed_and_the_bounds(name):
     size, runs = STUDY_SIZES[name], grid(name)
     everything = [e for e in runs if e.model == "lstm" and e.lm_tokens is None]
     arms = [e for e in runs if e.model == "lstm" and e.lm_tokens is not None]
-    assert len(STUDY_ARMS) == 8 and len(arms) == 8 * size.seeds
+    assert len(FEW_ARMS) == 8 and len(arms) == len(size.arms) * size.seeds
     for seed in range(size.seeds):
         found = [(e.source, e.input_mode) for e in arms if e.seed == seed]
-        assert found == [(arm["source"], arm.get("input_mode", "finetuned")) for arm in STUDY_ARMS]
+        assert found == [(arm["source"], arm.get("input_mode", "finetuned")) for arm in size.arms]
     assert {e.model for e in runs} == {"lstm", "unigram", "kneser-ney"}
     assert len(everything) == (name in ("laptop", "full"))  # the same LM on all text
     assert all(e.source == "random" and e.test_tokens == arms[0].test_tokens for e in everything)

@@ -15,7 +15,8 @@ def row(source, seeds, effect=(NAN, NAN, NAN), **changes):
     perplexity = sum(seeds) / len(seeds)
     return {
         "source": source, "readout": "averaged", "pretrain_epochs": None, "input_mode": "finetuned",
-        "occurrences": None, "pretrain_on": "corpus", "lm_tokens_used": 350_004,
+        "occurrences": None, "pretrain_on": "corpus", "encoder_layers": None,
+        "layer": None, "fold": "nothing", "lm_tokens_used": 350_004,
         "corpus": "docstrings", "model": "lstm", "role": "arm", "vocab_size": 10_000, "unk_share": 0.021,
         "test_tokens": 150_000, "test_documents": 250, "n_seeds": len(seeds), "seeds": tuple(seeds),
         "perplexity": perplexity, "extra_tokens": 0, "converged": True, "settings": "", "lm_tokens": 350_000,

@@ -23,6 +23,7 @@ from rtl_core.pretrain import Pretrained, pretrain
 from rtl_core.storage import StudyError, cache_dir
 
 WORD2VEC = ("word2vec-sg", "word2vec-cbow")
+GENSIM = (*WORD2VEC, "fasttext")
 TEXT = ("the cat sat on the mat .\nthe dog sat on the log .", "a dog saw a cat .")
 SMALL = Corpus("small", (Document("d", None, "train", TEXT * 20), Document("t", None, "test", ("the end",))))
 MODULE = importlib.import_module("rtl_core.pretrain.word2vec")
@@ -79,16 +80,72 @@ def digest(source, **settings):
 
 
 def test_the_same_seed_gives_the_same_bits_in_any_process(tmp_path, monkeypatch):
-    here = [digest(source, seed=3) for source in WORD2VEC]
+    here = [digest(source, seed=3) for source in GENSIM]
     monkeypatch.setenv("RTL_CACHE_DIR", str(tmp_path / "another"))
-    assert [digest(source, seed=3) for source in WORD2VEC] == here
+    assert [digest(source, seed=3) for source in GENSIM] == here
     monkeypatch.setenv("RTL_CACHE_DIR", str(tmp_path / "a third"))
     monkeypatch.setenv("PYTHONHASHSEED", "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    code = f"import test_word2vec as t; print(*[t.digest(s, seed=3) for s in {WORD2VEC}])"
+    code = f"import test_word2vec as t; print(*[t.digest(s, seed=3) for s in {GENSIM}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == here
-    assert len({*here, digest("word2vec-sg", seed=4)}) == 3
+    assert len({*here, digest("word2vec-sg", seed=4)}) == 4
+
+
+# fastText
+
+STEMS = {"sea": ("brandel", "clompit", "frursta"), "desk": ("glixeno", "spuwaff", "thoguck")}
+
+
+@pytest.fixture(scope="module")
+def spelt():
+    """Frequent forms among words of their own subject; rare forms of the same stems that stand anywhere."""
+    rng, lines = np.random.default_rng(0), ["the only <unk> word"]
+    for _ in range(400):
+        subject = rng.choice(list(STEMS))
+        near = [f"{subject}{i}" for i in rng.integers(4, size=3)]
+        lines.append(" ".join([near[0], f"{rng.choice(STEMS[subject])}ing", *near[1:]]))
+    lines += [f"once {stem}er sat" for stems in STEMS.values() for stem in stems]
+    return Corpus("spelt", (Document("d", None, "train", ("\n".join(lines),)),))
+
+
+def test_fasttext_knows_words_by_their_spelling(spelt):
+    words = Vocabulary.build(spelt.split("train"))
+    vectors = pretrain("fasttext", spelt, words, dim=16, epochs=60).embeddings
+    for subject, stems in STEMS.items():
+        own, other = (
+            np.mean([vectors.vector(f"{x}ing") for x in STEMS[s]], axis=0)
+            for s in sorted(STEMS, key=subject.__ne__)
+        )
+        for stem in stems:
+            rare = vectors.vector(f"{stem}er")  # seen once, and never near a word of its subject
+            assert rare @ own > rare @ other, stem
+
+
+def test_fasttext_has_a_vector_for_what_only_spelling_covers(spelt):
+    words = Vocabulary.build(spelt.split("train"))
+    made = pretrain("fasttext", spelt, words, dim=6, epochs=1).embeddings
+    assert made.words == words.words[2:] and "only" in made  # seen once, below min_count
+    facts = made.provenance
+    expected = {"source": "fasttext", "level": "window", "tokens_read": spelt.n_tokens("train"), "epochs": 1}
+    assert expected.items() <= facts.items()
+    elsewhere = Vocabulary(("<unk>", "<eos>", "sea0", "absent"), (9, 9, 9, 9))
+    assert pretrain("fasttext", spelt, elsewhere, dim=6, epochs=1).embeddings.words == ("sea0",)
+
+
+def test_fasttext_reads_the_words_outside_the_vocabulary(spelt, monkeypatch):
+    few = Vocabulary.build(spelt.split("train"), 5)
+    heard = []
+    monkeypatch.setattr("gensim.models.FastText", lambda sentences, **_: heard.extend(sentences) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pretrain("fasttext", spelt, few, dim=6)
+    assert heard == spelt.split("train")[0].lines() and "brandeler" not in few.ids
+
+
+def test_fasttext_of_words_that_all_differ():
+    once = Corpus("once", (Document("d", None, "train", ("all words here differ",)),))
+    with pytest.raises(StudyError, match="words that occur twice; the 4 of once all differ"):
+        pretrain("fasttext", once, dim=4)
 
 
 # Every source

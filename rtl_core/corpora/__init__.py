@@ -4,9 +4,18 @@ import re
 from functools import partial
 
 from rtl_core.config import identity
-from rtl_core.corpora import docstrings, folder, public
+from rtl_core.corpora import docstrings, folder, labelled, public
 from rtl_core.corpora.corpus import SPLITS, Corpus, Document, sample_documents
-from rtl_core.corpora.sources import all_sources, checked_files, download, raw_files, source
+from rtl_core.corpora.labelled import load_labelled
+from rtl_core.corpora.sources import (
+    all_sources,
+    checked_files,
+    differences,
+    download,
+    missing,
+    raw_files,
+    source,
+)
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.storage import StudyError, cache_dir
 
@@ -23,7 +32,8 @@ def _reader(name: str):
         return partial(folder.read_folder, name, files), files
     if name == "docstrings":
         return docstrings.read_docstrings, [docstrings.installed_versions(), source(name)]
-    source(name)  # or it is unknown
+    if source(name).get("kind") == "labelled":
+        raise StudyError(f"{name} is a labelled set, not a corpus; `rtl sources` says which source reads it.")
     files, checksums = checked_files(name)
     return partial(public.READERS[name], files), checksums
 
@@ -47,50 +57,51 @@ def load_corpus(name: str) -> Corpus:
     return corpus
 
 
-def differences(corpus: Corpus) -> list[str]:
-    """Returns a phrase for every count that is not as sources.toml expects; a folder has no expectations."""
-    expected = all_sources().get(corpus.name, {}).get("expected", {})
-    read = corpus.report.get("read", {})
-    return [f"{key}: {read[key]:,} where {n:,} are expected" for key, n in expected.items() if read[key] != n]
-
-
 def corpora_table() -> list[dict]:
-    """Returns a row for every named corpus: whether it is at hand, where, its licence and home."""
+    """Returns a row for every named corpus and labelled set: whether it is at hand, where, its licence and home."""
     rows = []
     for name, entry in all_sources().items():
+        row = {"name": name, "kind": entry.get("kind", "corpus")}
         try:
-            files = raw_files(name) if name in public.READERS else {}
+            files = raw_files(name) if "files" in entry else {}
             where = next((str(path.parent) for path in files.values()), "installed packages")
-            row = {"name": name, "at_hand": True, "where": where}
+            row |= {"at_hand": True, "where": where}
         except StudyError:
-            row = {"name": name, "at_hand": False, "where": f"run `rtl data get {name}`"}
+            row |= {"at_hand": False, "where": f"run `rtl data get {name}`"}
         rows.append(row | {"licence": entry["licence"], "home": entry["home"]})
     return rows
 
 
 def get(name: str) -> str:
-    """Returns a line about the corpus, after it was downloaded, if it was not at hand, and read."""
-    if name in public.READERS:
-        try:
-            raw_files(name)
-        except StudyError:
-            download(name)
-    corpus = load_corpus(name)
-    sizes = ", ".join(f"{split} {corpus.n_tokens(split):,}" for split in SPLITS)
-    return f"{name} is at hand: {len(corpus.documents):,} documents; tokens: {sizes}."
+    """Returns a line about the corpus or labelled set, after it was downloaded, if it was not at hand, and read.
+
+    Raises: StudyError when it has no public home to download from: where to find it and where to lay it.
+    """
+    if "downloads" in all_sources().get(name, {}) and missing(name):
+        download(name)
+    found = _load(name)
+    sizes = ", ".join(f"{split} {found.n_tokens(split):,}" for split in SPLITS)
+    if isinstance(found, Corpus):
+        return f"{name} is at hand: {len(found.documents):,} documents; tokens: {sizes}."
+    n_examples = sum(found.report["read"].values())
+    return f"{name} is at hand: {n_examples:,} examples; tokens: {sizes}."
+
+
+def _load(name: str) -> Corpus | labelled.LabelledSet:
+    return load_labelled(name) if name in labelled.READERS else load_corpus(name)
 
 
 def check(name: str | None = None) -> list[dict]:
-    """Returns a row for the corpus (None: for every named one at hand): whether it reads as expected, or why not."""
+    """Returns a row for the corpus or labelled set (None: all at hand): whether it reads as expected, or why not."""
     if name and not name.startswith("folder:"):
         source(name)  # or it is unknown
     rows = []
     for each in [name] if name else [row["name"] for row in corpora_table() if row["at_hand"]]:
         try:
-            corpus = load_corpus(each)
-            found = corpus.report.get("versions", []) + differences(corpus)
-            tokens = {f"{split}_tokens": corpus.n_tokens(split) for split in SPLITS}
-            rows.append({"name": each, "ok": not found, "found": "; ".join(found) or "as expected"} | tokens)
+            found = _load(each)
+            other = found.report.get("versions", []) + differences(found)
+            tokens = {f"{split}_tokens": found.n_tokens(split) for split in SPLITS}
+            rows.append({"name": each, "ok": not other, "found": "; ".join(other) or "as expected"} | tokens)
         except StudyError as error:
             rows.append({"name": each, "ok": False, "found": str(error)})
     return rows

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -62,6 +62,11 @@ class Corpus:
             counts = dict(Counter(d.split for d in self.documents))
             raise StudyError(f"corpus {self.name} has no documents in split {name!r}; found {counts}.")
         return chosen
+
+    def sampled(self, n_tokens: int | None) -> "Corpus":
+        """Returns the corpus with a seeded subset of its training documents (None: all), as an LM's own text is."""
+        train = sample_documents(self.split("train"), n_tokens)
+        return replace(self, documents=(*train, *self.split("valid"), *self.split("test")), report={})
 
     def n_tokens(self, split: str) -> int:
         """Returns the running tokens of a split, one `<eos>` a line included."""

@@ -1,8 +1,10 @@
-"""data/sources.toml: what each corpus is, where its files lie, how they are fetched."""
+"""data/sources.toml: what each corpus and labelled set is, where its files lie, how they are fetched."""
 
+import hashlib
 import os
 import sys
 import tomllib
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from rtl_core.storage import StudyError, cache_dir, file_sha256, project_root, u
 
 @cache
 def all_sources() -> dict[str, dict]:
-    """Returns data/sources.toml, an entry a corpus. Raises: StudyError when it is missing."""
+    """Returns data/sources.toml, an entry a corpus or labelled set. Raises: StudyError when it is missing."""
     path = project_root() / "data" / "sources.toml"
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -23,7 +25,7 @@ def all_sources() -> dict[str, dict]:
 
 
 def source(name: str) -> dict:
-    """Returns the entry of one corpus. Raises: StudyError with the nearest valid names."""
+    """Returns the entry of one corpus or labelled set. Raises: StudyError with the nearest valid names."""
     if name not in all_sources():
         raise unknown("corpus", name, (*all_sources(), "folder:PATH"))
     return all_sources()[name]
@@ -36,34 +38,53 @@ def search_folders(name: str) -> list[Path]:
 
 
 def raw_files(name: str) -> dict[str, Path]:
-    """Returns the raw files of a public corpus by file name, all from one folder. Nothing is downloaded.
+    """Returns the raw files by their name in sources.toml, all from one folder. Nothing is downloaded.
 
-    Raises: StudyError when they are not at hand: what to run, or where to lay them.
+    A pattern there (dep/*.conllu) stands for all files that match. Raises: StudyError when they are not at
+    hand: what to run, or where to get them and where to lay them.
     """
-    names = list(source(name)["files"])
+    entry = source(name)
     for folder in search_folders(name):
-        if all((folder / file).is_file() for file in names):
-            return {file: folder / file for file in names}
+        found = [sorted(path for path in folder.glob(file) if path.is_file()) for file in entry["files"]]
+        if all(found):
+            return {path.relative_to(folder).as_posix(): path for paths in found for path in paths}
     looked = ", ".join(str(folder) for folder in search_folders(name))
+    get = (
+        f"Run `rtl data get {name}` to download, or" if "downloads" in entry else f"Go to {entry['home']} and"
+    )
     raise StudyError(
-        f"corpus {name} is not at hand: {', '.join(names)} not found together in {looked}. Run "
-        f"`rtl data get {name}` to download, or lay them into {source(name)['folders'][0]}/ in RTL_DATA_DIR."
+        f"{name} is not at hand: {', '.join(entry['files'])} not found together in {looked}. {get} lay them into "
+        f"{entry['folders'][0]}/ in RTL_DATA_DIR."
     )
 
 
-def checked_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """Returns the raw files of a public corpus and their sha256.
+def missing(name: str) -> str:
+    """Returns what to do where the raw files of a corpus or labelled set are not at hand, "" where they are."""
+    try:
+        raw_files(name)
+    except StudyError as error:
+        return str(error)
+    return ""
 
+
+def checked_files(name: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """Returns the raw files of a corpus or labelled set and their sha256.
+
+    The files of a pattern are checked together: sha256 over their own, in the order of their names.
     Raises: StudyError when a file is empty or is none of the known ones ("any" in sources.toml: not checked).
     """
     files = raw_files(name)
     found = {file: file_sha256(path) for file, path in files.items()}
-    for file, known in source(name)["files"].items():
-        if not files[file].stat().st_size:
-            raise StudyError(f"{files[file]} is empty (0 bytes); put the whole file in its place.")
-        if found[file] not in known and "any" not in known:
+    for pattern, known in source(name)["files"].items():
+        matching = [file for file in files if fnmatchcase(file, pattern)]
+        where = files[matching[0]].parent / Path(pattern).name
+        if not all(files[file].stat().st_size for file in matching):
+            raise StudyError(f"{where} is empty (0 bytes); put the whole file in its place.")
+        sums = [found[file] for file in matching]
+        total = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+        if total not in known and "any" not in known:
             raise StudyError(
-                f"{files[file]} is damaged or another version: its sha256 is {found[file][:16]}…, expected "
+                f"{where} is damaged or another version: its sha256 is {total[:16]}…, expected "
                 f"{' or '.join(k[:16] + '…' for k in known)}. Delete it and run `rtl data get {name}`."
             )
     return files, found
@@ -88,3 +109,13 @@ def download(name: str) -> Path:
                 f"{', '.join(source(name)['files'])} into {folder} by hand."
             ) from error
     return folder
+
+
+def differences(found) -> list[str]:
+    """Returns a phrase for every count of a corpus or labelled set that is not as sources.toml expects.
+
+    A folder has no expectations.
+    """
+    expected = all_sources().get(found.name, {}).get("expected", {})
+    read = found.report.get("read", {})
+    return [f"{key}: {read[key]:,} where {n:,} are expected" for key, n in expected.items() if read[key] != n]

@@ -20,7 +20,7 @@ _ABBREVIATION = re.compile(r"\b(?:[A-Z]|[Ee]\.g|[Ii]\.e|[Cc]f|vs|al|Dr|Mr|Mrs|Ms
 _TYPOGRAPHY = str.maketrans("‘’“”–—\u00a0", "''\"\"-- ")
 _DIGIT = re.compile(r"\d")
 _TOKEN = re.compile(
-    r"0+(?:[.,]0+)+"  # numbers, their digits already zeros
+    r"\d+(?:[.,]\d+)+"  # numbers
     r"|e\.g\.|i\.e\."
     r"|\w+(?:[-']\w+)*"  # words with inner hyphens and apostrophes; identifiers with underscores
     r"|\.\.+|--+|[^\w\s]"  # an ellipsis, a dash, any other sign
@@ -67,13 +67,26 @@ def sentences_of(paragraph: str) -> list[str]:
     return [*sentences, paragraph[start:]]
 
 
-def tokens_of(sentence: str) -> list[str]:
-    """Returns the tokens of a sentence: lower case, every digit "0", punctuation apart.
+def normalised(text: str, tokenizer: str = "prose") -> str:
+    """Returns text, or one token, in the spelling of corpora with this tokenizer; "whitespace": as it is.
+
+    "prose": lower case, every digit "0", plain quotes and dashes. Raises: StudyError for any other tokenizer.
+
+    >>> normalised("Didn’t 3-D")
+    "didn't 0-d"
+    """
+    if tokenizer not in TOKENIZERS:
+        raise unknown("tokenizer", tokenizer, TOKENIZERS)
+    return text if tokenizer == "whitespace" else _DIGIT.sub("0", text.translate(_TYPOGRAPHY).lower())
+
+
+def tokens_of(sentence: str, tokenizer: str = "prose") -> list[str]:
+    """Returns the tokens of a raw sentence, normalised, punctuation apart.
 
     >>> tokens_of("Its 12-bit range isn't 3.14 (n_bits).")
     ['its', '00-bit', 'range', "isn't", '0.00', '(', 'n_bits', ')', '.']
     """
-    return _TOKEN.findall(_DIGIT.sub("0", sentence.lower()))
+    return _TOKEN.findall(normalised(sentence, tokenizer))
 
 
 def paragraphs_of(text: str, tokenizer: str = "prose") -> tuple[str, ...]:
@@ -84,10 +97,9 @@ def paragraphs_of(text: str, tokenizer: str = "prose") -> tuple[str, ...]:
     """
     if tokenizer == "whitespace":
         return tuple(line.strip() for line in text.removesuffix("\n").split("\n"))
-    if tokenizer != "prose":
-        raise unknown("tokenizer", tokenizer, TOKENIZERS)
     blocks = _BLANK_LINES.split(text.translate(_TYPOGRAPHY))
-    lines = (map(" ".join, map(tokens_of, sentences_of(" ".join(block.split())))) for block in blocks)
+    sentences = (sentences_of(" ".join(block.split())) for block in blocks)
+    lines = ([" ".join(tokens_of(sentence, tokenizer)) for sentence in block] for block in sentences)
     return tuple(filter(None, map("\n".join, lines)))
 
 
@@ -118,6 +130,28 @@ def _five_grams(paragraphs: list[str], ids: dict[str, int]) -> tuple[np.ndarray,
     return hashes[inside], owner[4:][inside]
 
 
+def _repeats(paragraphs: list[str], seen: np.ndarray, ids: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which paragraphs have half or more of their 5-grams in `seen` (sorted), and all their hashes."""
+    hashes, owner = _five_grams(paragraphs, ids)
+    shared = np.searchsorted(seen, hashes, "right") > np.searchsorted(seen, hashes, "left")
+    n_shared = np.bincount(owner, shared, minlength=len(paragraphs))
+    n_all = np.bincount(owner, minlength=len(paragraphs))
+    return (2 * n_shared >= n_all) & (n_all > 0), hashes
+
+
+def near_duplicates(texts: list[str], others: list[str]) -> np.ndarray:
+    """Returns which texts share half or more of their 5-grams with others; one too short for that: equals one.
+
+    >>> near_duplicates(["a b", "a b c", "", "x a b c d e"], ["a b c d e", "a b"]).tolist()
+    [True, False, False, True]
+    """
+    ids: dict[str, int] = defaultdict(count().__next__)
+    _, seen = _repeats(others, np.empty(0, np.uint64), ids)
+    repeated, _ = _repeats(texts, np.sort(seen), ids)
+    same = set(others) - {""}
+    return repeated | np.fromiter((text in same for text in texts), bool, len(texts))
+
+
 def drop_near_duplicates(documents) -> tuple[tuple[Document, ...], int]:
     """Returns documents less the paragraphs that repeat an earlier split, and the number of these.
 
@@ -128,12 +162,8 @@ def drop_near_duplicates(documents) -> tuple[tuple[Document, ...], int]:
     seen, kept, n_dropped = np.empty(0, np.uint64), {}, 0
     for split in SPLITS:
         chosen = [d for d in documents if d.split == split]
-        paragraphs = [p for d in chosen for p in d.paragraphs]
-        hashes, owner = _five_grams(paragraphs, ids)
-        shared = np.searchsorted(seen, hashes, "right") > np.searchsorted(seen, hashes, "left")
-        n_shared = np.bincount(owner, shared, minlength=len(paragraphs))
-        n_all = np.bincount(owner, minlength=len(paragraphs))
-        fresh = iter((2 * n_shared < n_all) | (n_all == 0))
+        repeated, hashes = _repeats([p for d in chosen for p in d.paragraphs], seen, ids)
+        fresh = iter(~repeated)
         for document in chosen:
             left = tuple(p for p in document.paragraphs if next(fresh))
             n_dropped += len(document.paragraphs) - len(left)

@@ -21,7 +21,8 @@ class Encoded:
     """Documents as word ids, one after the other; each `*_starts` has one more entry than there are units.
 
     Shapes: tokens int32 (N,); document_starts, paragraph_starts, line_starts int64 (n + 1,), the last entry N;
-    domains int64 (n_documents,), -1 where a document has no domain.
+    domains int64 (n_documents,), -1 where a document has no domain; features float32 (N, F) or None, what a
+    model may know beside the token before when it predicts a token.
     """
 
     tokens: np.ndarray
@@ -30,6 +31,7 @@ class Encoded:
     line_starts: np.ndarray
     domains: np.ndarray
     document_ids: tuple[str, ...]
+    features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -75,6 +77,11 @@ class Vocabulary:
     def ids(self) -> dict[str, int]:
         """Word to id."""
         return {word: i for i, word in enumerate(self.words)}
+
+    @cached_property
+    def bands(self) -> np.ndarray:
+        """The frequency band of each word: 0 up to 9 occurrences in the training split, 1 up to 99, … Shape (V,)."""
+        return np.log10(np.maximum(self.counts, 1)).astype(np.int64)
 
     @cached_property
     def fingerprint(self) -> str:

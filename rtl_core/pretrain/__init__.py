@@ -10,13 +10,13 @@ from time import perf_counter
 import numpy as np
 from filelock import FileLock
 
-from rtl_core.catalogue import SOURCES, parts_of
+from rtl_core.catalogue import LEAKY, find, parts_of
 from rtl_core.config import RECIPE, PretrainConfig, derive_seed, identity
 from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.pretrained import Pretrained, provenance
-from rtl_core.storage import StudyError, cache_dir, file_sha256, read_json, say, write_json
+from rtl_core.storage import StudyError, cache_dir, read_json, say, write_json
 
 __all__ = ["Pretrained", "pretrain"]
 Pretrainer = Callable[[Corpus, Vocabulary, PretrainConfig], Pretrained]
@@ -33,7 +33,7 @@ def _random(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> P
 def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
     """The user's own vectors, for the words of the vocabulary: what they were trained on is not known."""
     started, path = perf_counter(), config.source.removeprefix("file:")
-    vectors = Embeddings.from_file(path)
+    vectors = Embeddings.from_file(path, config.fold)
     if vectors.dim != config.dim:
         raise StudyError(
             f"{path} has vectors of {vectors.dim} dimensions, {config.dim} expected. Ask for {vectors.dim}, "
@@ -43,8 +43,8 @@ def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -
     if not words:
         raise StudyError(
             f"{path} has no word in common with the vocabulary: {', '.join(vectors.words[:5])} there, "
-            f"{', '.join(vocabulary.words[2:7])} here. If they differ by case, make a folded file: "
-            "Embeddings.from_file(PATH, case_fold=True).to_word2vec(NEW)."
+            f"{', '.join(vocabulary.words[2:7])} here. If they differ by case or digits, set fold to case, digits "
+            "or case+digits."
         )
     unknown = {"text": None, "text_fingerprint": None, "readout": None, "epochs": None, **vectors.provenance}
     facts = provenance(config, corpus, None, perf_counter() - started, **unknown)
@@ -55,7 +55,7 @@ def _of(source: str) -> Pretrainer:
     """The function that makes a source: here, or `pretrain` of the module that the catalogue names."""
     here = {"random": _random, "file": _from_file}
     kind = source.partition(":")[0]
-    return here[kind] if kind in here else import_module(f"{__name__}.{SOURCES[source].module}").pretrain
+    return here[kind] if kind in here else import_module(f"{__name__}.{find(source).module}").pretrain
 
 
 def pretrain(
@@ -63,9 +63,8 @@ def pretrain(
 ) -> Pretrained:
     """Returns the embeddings of a source with its task's scores, loaded if the same were made before.
 
-    `settings` are those of `PretrainConfig`: dim (128), seed (0), readout ("averaged"), occurrences (None:
-    all), epochs (None: the source's own). Without `vocabulary` it is the 10,000 most frequent types of the
-    training split. A loaded result has no model.
+    `settings` are those of `PretrainConfig`, such as dim (128), seed (0), epochs (None: the source's own). Without
+    `vocabulary` it is the 10,000 most frequent types of the training split. A loaded result has no model.
     Raises: StudyError for an unknown source or setting, with the nearest valid ones.
     """
     given = source.to_dict() if isinstance(source, PretrainConfig) else {"source": source}
@@ -77,6 +76,8 @@ def pretrain(
         return _combined(config, corpus, vocabulary)
     if config.source == "random":  # faster made than read
         return _random(corpus, vocabulary, config)
+    if config.source == LEAKY:  # its model is what matters, and models are not kept
+        return _of(LEAKY)(corpus, vocabulary, config)
     path = _stored_at(config, corpus, vocabulary)
     return _load(path, config) or _train(path, config, corpus, vocabulary)
 
@@ -85,8 +86,13 @@ def _control(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> 
     """Returns the control of a source: its table, made once for all of them, changed as the prefix says."""
     kind, _, inner = config.source.partition(":")
     made = pretrain(config.replace(source=inner), corpus, vocabulary)
-    change = {"permuted": made.embeddings.permuted}[kind]
-    return replace(made, embeddings=change(derive_seed(config.seed, kind)), model=None)
+    vectors, seed = made.embeddings, derive_seed(config.seed, kind)
+    if kind == "spectrum":
+        changed = vectors.with_spectrum(seed)
+    else:
+        rows = [vocabulary.ids.get(word, 0) for word in vectors.words]
+        changed = vectors.permuted(seed, vocabulary.bands[rows] if kind == "permuted-in-band" else None)
+    return replace(made, embeddings=changed, model=None)
 
 
 def _combined(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Pretrained:
@@ -99,7 +105,8 @@ def _combined(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) ->
         "source": config.source,
         "tokens_read": None if None in read else max(read),  # they read the same text
         "labelled_only": all(account["labelled_only"] for account in accounts),
-        "labels": max(account["labels"] for account in accounts),
+        "labels": sum(account["labels"] for account in accounts),
+        "outside_tokens": sum(account["outside_tokens"] for account in accounts),
         "seconds": sum(account["seconds"] for account in accounts),
     }
     scores = {
@@ -109,9 +116,7 @@ def _combined(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) ->
 
 
 def _stored_at(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Path:
-    settings, kind = config.changed() | {"source": config.source}, config.source.partition(":")[0]
-    if kind == "file":  # the content counts, not the path
-        settings["source"] = file_sha256(config.source.removeprefix("file:"))
+    settings, kind = config.changed() | {"source": config.content}, config.source.partition(":")[0]
     key = identity(settings, corpus.fingerprint, vocabulary.fingerprint, RECIPE["pretrain"])
     return cache_dir() / "pretrained" / f"{kind}-{config.seed}-{key[:16]}.json"
 

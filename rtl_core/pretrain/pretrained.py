@@ -1,7 +1,7 @@
 """What every pretrainer returns, how it is trained, and how it says where its vectors came from."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from rtl_core.batches import Batch
+from rtl_core.batches import Batch, Sequences
 from rtl_core.catalogue import find
 from rtl_core.config import PretrainConfig, derive_seed
 from rtl_core.corpora.corpus import Corpus
+from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import StudyError
 from rtl_core.training import Optimisation, device, fit
@@ -31,8 +32,18 @@ class Pretrained:
 def seeded(config: PretrainConfig, make: Callable[[], nn.Module]) -> nn.Module:
     """Returns `make()` on the device, its initial weights drawn from the seed of this pre-training."""
     with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "pretrain", config.source))
+        torch.manual_seed(derive_seed(config.seed, "pretrain", config.plain))
         return make().to(device())
+
+
+def dealt_out(config: PretrainConfig, text: Sequences) -> Sequences:
+    """Returns the sequences, for the control `shuffled-labels:` with their labels dealt out among them."""
+    if not config.shuffled_labels:
+        return text
+    order = np.random.default_rng(derive_seed(config.seed, "shuffled-labels", len(text)))
+    if text.token_labels is not None:
+        return replace(text, token_labels=order.permutation(text.token_labels))
+    return replace(text, labels=order.permutation(text.labels))
 
 
 def fit_pretrainer(
@@ -44,9 +55,13 @@ def fit_pretrainer(
 ) -> list[dict]:
     """Returns the history of training `model`, a row an epoch; `batches(order)` gives one epoch, shuffled.
 
+    The control `untrained:` is not trained: it has no rows.
     Raises: StudyError when training diverges; KeyboardInterrupt when it was interrupted.
     """
-    seed = derive_seed(config.seed, "pretrain", config.source)
+    if config.untrained:
+        model.eval()
+        return []
+    seed = derive_seed(config.seed, "pretrain", config.plain)
 
     def of_epoch(epoch: int):
         return batches(np.random.default_rng(derive_seed(seed, "order", epoch)))
@@ -65,14 +80,33 @@ def provenance(
 ) -> dict:
     """Returns the JSON-able account of a pre-training: its text, its settings, when and with what.
 
-    `tokens_read` are the running tokens of one pass over the text, as read in pre-training or in averaging
-    states; `facts` adds what only the pretrainer knows and may overrule the rest.
+    `tokens_read` are the running tokens of one pass over the corpus, as read in pre-training or in averaging
+    states (None: not known); `outside_tokens` in `facts` those of labelled files. `facts` adds what only the
+    pretrainer knows and may overrule the rest.
     """
     known = find(config.source)
     account = {"task": known.task, "objective": known.objective, "level": known.context}
-    account |= {"epochs": config.epochs, "labels": 0, "labelled_only": False}
+    account |= {"epochs": config.epochs, "labels": 0, "labelled_only": False, "outside_tokens": 0}
     account |= {"source": config.source, "text": corpus.name, "text_fingerprint": corpus.fingerprint}
     account |= {"tokens_read": tokens_read, "readout": config.readout, "dim": config.dim, "seed": config.seed}
     account |= {"seconds": round(seconds, 2), "date": datetime.now(UTC).date().isoformat()}
     account["versions"] = {name: version(name) for name in ("numpy", "torch", "gensim")}
     return account | facts
+
+
+def contextual(
+    config: PretrainConfig,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    table: np.ndarray,
+    counts: np.ndarray,
+    facts: dict,
+) -> Embeddings:
+    """Returns the embeddings of an encoder's read-out, for the words it stands on; `facts` has its account.
+
+    Shapes: table float32 (V, D); counts (V,), the occurrences behind each row.
+    """
+    seen = np.flatnonzero(counts)
+    known = {"encoder_layers": config.encoder_layers or 1, "layer": config.layer} | facts
+    account = provenance(config, corpus, known.pop("tokens_read"), known.pop("seconds"), **known)
+    return Embeddings(tuple(vocabulary.decode(seen)), table[seen].astype(np.float32), account)
