@@ -15,7 +15,7 @@ from test_experiments import write_text
 from rtl_core import experiments, texts, training
 from rtl_core.__main__ import main
 from rtl_core.catalogue import SOURCES
-from rtl_core.config import CHOICES, SCORE_CONTEXTS, FEW_ARMS, STUDY_SIZES, Experiment
+from rtl_core.config import CHOICES, FEW_ARMS, SCORE_CONTEXTS, STUDY_SIZES, Experiment
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import results_dir
 

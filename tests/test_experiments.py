@@ -15,7 +15,7 @@ import torch
 from conftest import DOMAINS
 
 from rtl_core import compare, experiments, load_results, run, run_all, scoring, storage, texts, training
-from rtl_core.config import NAMED, RECIPE, FEW_ARMS, STUDY_SIZES, Experiment
+from rtl_core.config import FEW_ARMS, NAMED, RECIPE, STUDY_SIZES, Experiment
 from rtl_core.corpora.corpus import Document
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings

@@ -9,7 +9,15 @@ import pytest
 
 from rtl_core.comparison import compare, effect
 from rtl_core.config import Experiment
-from rtl_core.results import DOCUMENT_COLUMNS, Record, Results, collect, document_sums, load_results, record_rows
+from rtl_core.results import (
+    DOCUMENT_COLUMNS,
+    Record,
+    Results,
+    collect,
+    document_sums,
+    load_results,
+    record_rows,
+)
 from rtl_core.storage import StudyError
 from rtl_core.tables import labels, markdown_table
 
