@@ -348,7 +348,7 @@ def test_good_code_passes():
 
 
 def test_budget_counts():
-    assert len(budget_faults({"batches": "def f():\n" + "    x = 1\n" * 3000})) == 2
+    assert len(budget_faults({"batches": "def f():\n" + "    x = 1\n" * BUDGET["core"]})) == 2
     assert len(budget_faults({"figures": "x = 1\n" * 1199 + "def f(): pass\n" * 2})) == 1
     assert budget_faults({"figures": '"""A\nB"""\n\n# c\ndef f(): pass\n'}) == []
 
