@@ -1,133 +1,210 @@
-"""Pre-training by counting against the plainest correct implementation of the same idea, on the same text."""
+"""Speed of the pre-trainers against the plainest correct way to the same thing, in one run on real text."""
 
-import os
+import copy
 import time
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from itertools import islice
 
 import numpy as np
-from scipy.stats import spearmanr
+import torch
+from torch import nn
 
+from benchmarks import row
+from rtl_core.batches import Sequences, stream_batches
 from rtl_core.config import PretrainConfig
 from rtl_core.corpora import load_corpus
-from rtl_core.corpora.clusters import document_counts, latent_space
-from rtl_core.corpora.vocabulary import Encoded, Vocabulary
-from rtl_core.embeddings import Embeddings
-from rtl_core.pretrain import glove as ours
+from rtl_core.corpora.labelled import labelled_for
+from rtl_core.corpora.vocabulary import Vocabulary
+from rtl_core.criteria import OutputLayer
+from rtl_core.language_model import LSTMLanguageModel
+from rtl_core.pretrain import lm, masked_lm, pairs, translation
+from rtl_core.pretrain.averaging import average_states
+from rtl_core.pretrain.classifier import Classifier
+from rtl_core.pretrain.encoder import BidirectionalEncoder, SubwordTable, output_layer, random_table
+from rtl_core.pretrain.supervised import Lexicon
+from rtl_core.storage import StudyError
+from rtl_core.training import RowwiseAdamW
 
-SIMILARITY = {
-    "SimLex-999": ("SimLex-999/SimLex-999.txt", 3),
-    "WordSim-353": ("wordsim353/combined.tab", 2),
-}  # file, column of the judgement
-DIM, VOCAB_SIZE = 128, 10_000
-DENSE_DOCUMENTS = 1000
-PLAIN_EPOCHS = 25  # fewer than the 50 of the paper: on WikiText-2 its correlations no longer rise
-
-
-def similarity(embeddings: Embeddings, name: str) -> tuple[float, int]:
-    """Returns Spearman's correlation of cosines with human judgements, and how many pairs are covered.
-
-    The files lie under `RTL_DATA_DIR`.
-    """
-    file, column = SIMILARITY[name]
-    lines = (Path(os.environ["RTL_DATA_DIR"]) / file).read_text(encoding="utf-8").splitlines()[1:]
-    rows = [line.split("\t") for line in lines]
-    pairs = [(r[0].lower(), r[1].lower(), float(r[column])) for r in rows]
-    known = [pair for pair in pairs if pair[0] in embeddings and pair[1] in embeddings]
-    unit = embeddings.normalised()
-    cosines = [float(unit.vector(first) @ unit.vector(second)) for first, second, _ in known]
-    return float(spearmanr(cosines, [judged for *_, judged in known]).statistic), len(known)
+DIM = 128
+STEPS = 12
+SINGLES = 200  # sequences that are also read one at a time
 
 
-def text_and_words(name: str) -> tuple[Encoded, Vocabulary]:
-    """Returns the training text of a corpus as ids, and its 10,000 words."""
-    documents = load_corpus(name).split("train")
-    vocabulary = Vocabulary.build(documents, VOCAB_SIZE)
-    return vocabulary.encode(documents), vocabulary
+def seconds_of(model: nn.Module, batches: Iterable, optimiser=None) -> list[float]:
+    """Returns the seconds of each training step."""
+    optimiser, times = optimiser or RowwiseAdamW(model.parameters(), 1e-3, fused=True), []
+    for batch in batches:
+        started = time.perf_counter()
+        loss = model.loss(batch)
+        optimiser.zero_grad()
+        (loss.total / loss.count).backward()
+        optimiser.step()
+        times.append(time.perf_counter() - started)
+    return times
 
 
-def plain_glove(text: Encoded, vocab_size: int, epochs: int, seed: int = 0) -> tuple[np.ndarray, float]:
-    """Returns vectors as the authors' program makes them, pair by pair with AdaGrad, and the seconds it took.
-
-    The loop over pairs is compiled by numba; the counts are ours. The count with full weight is ours too.
-    Source: Pennington et al. 2014, section 4.2 (learning rate 0.05; all accumulators begin at 1).
-    """
-    from numba import njit
-
-    rng = np.random.default_rng(seed)
-    counts = ours.co_occurrences(text, vocab_size).tocoo()
-    order = rng.permutation(counts.nnz)
-    pairs = counts.row[order].astype(np.int32), counts.col[order].astype(np.int32)
-    logs = np.log(counts.data[order])
-    weights = np.minimum(1, (counts.data[order] / ours.X_MAX) ** ours.ALPHA).astype(np.float32)
-    # the last two columns: a bias, and the 1 that the other side's bias is multiplied by
-    tables = (rng.random((2, vocab_size, DIM + 2), dtype=np.float32) - 0.5) / DIM
-    tables[0, :, -1] = tables[1, :, -2] = 1
-    tables[0, :, -2] = tables[1, :, -1] = 0
-    squares = np.ones_like(tables)
-    compiled = njit(_plain_epoch)
-    compiled(*pairs, logs[:1], weights[:1], tables.copy(), squares.copy())
-    started = time.perf_counter()
-    for _ in range(epochs):
-        compiled(*pairs, logs, weights, tables, squares)
-    return tables[0, :, :DIM] + tables[1, :, :DIM], time.perf_counter() - started
+def plain(model: nn.Module) -> nn.Module:
+    """Returns a copy that trains with the full softmax, dense gradients and float32."""
+    model = copy.deepcopy(model)
+    for part in model.modules():
+        if hasattr(part, "sparse"):
+            part.sparse = False
+        if isinstance(part, OutputLayer):
+            part.n_samples, part.bf16 = None, False
+    return model
 
 
-def _plain_epoch(rows, columns, logs, weights, tables, squares):
-    width = tables.shape[2]
-    for k in range(len(logs)):
-        word, other = tables[0, rows[k]], tables[1, columns[k]]
-        word_squares, other_squares = squares[0, rows[k]], squares[1, columns[k]]
-        error = -logs[k]
-        for d in range(width):
-            error += word[d] * other[d]
-        step = np.float32(0.05) * weights[k] * error
-        for d in range(width):
-            word_step, other_step = step * other[d], step * word[d]
-            if d != width - 1:  # the word's own 1 stays
-                word[d] -= word_step / np.sqrt(word_squares[d])
-                word_squares[d] += word_step * word_step
-            if d != width - 2:
-                other[d] -= other_step / np.sqrt(other_squares[d])
-                other_squares[d] += other_step * other_step
-
-
-def glove() -> list[tuple]:
-    """GloVe against pair-by-pair AdaGrad: seconds for a table, correlation with human judgements."""
+def language_models() -> list[dict]:
+    """lm, bilm and masked-lm: a training step as it is against full softmax in float32, same model and batches."""
+    corpus = load_corpus("docstrings")
+    vocabulary = Vocabulary.build(corpus.split("train"), 10_000)
+    text = vocabulary.encode(corpus.split("valid"))
+    counts, rng = np.bincount(text.tokens, minlength=len(vocabulary)), np.random.default_rng(0)
+    table, output = random_table(len(counts), DIM), output_layer(counts, DIM)
+    models = {
+        "lm": LSTMLanguageModel(table, nn.LSTM(DIM, DIM, batch_first=True), output),
+        "bilm": lm.BidirectionalLanguageModel(counts, DIM, 1),
+        "masked-lm": masked_lm.MaskedLanguageModel(counts, DIM, masked_lm.N_LAYERS),
+    }
+    batches = {
+        "lm": stream_batches(text, lm.STREAMS, lm.WINDOW),
+        "bilm": lm.sentences(text, cut=True).batches(rng),
+        "masked-lm": masked_lm.hidden(Sequences.of(text, "paragraph"), len(vocabulary), rng, rng),
+    }
     rows = []
-    for name in ("docstrings", "wikitext-2"):
-        text, vocabulary = text_and_words(name)
-        made = ours.pretrain(load_corpus(name), vocabulary, PretrainConfig("glove", dim=DIM))
-        seconds = sum(r["seconds"] + r["validation_seconds"] for r in made.history)
-        table, plain_seconds = plain_glove(text, len(vocabulary), PLAIN_EPOCHS)
-        whole = made.embeddings.provenance["seconds"]
-        what = f"{plain_seconds:.0f} s ({PLAIN_EPOCHS} epochs) against {seconds:.0f} s; with counting {whole:.0f} s"
-        rows.append((f"GloVe on {name}: pair by pair / ours", plain_seconds / seconds, 1, what))
-        seen = [vocabulary.ids[word] for word in made.embeddings.words]
-        rows += _agreement(name, made.embeddings, Embeddings(made.embeddings.words, table[seen]))
+    for name, model in models.items():
+        chosen = list(islice(batches[name], STEPS))
+        slow, fast = (float(np.median(seconds_of(m, chosen)[2:])) for m in (plain(model), model))
+        what = f"{1000 * slow:.0f} ms against {1000 * fast:.0f} ms"
+        rows.append(row(f"{name}: step with full softmax / step", slow / fast, 2, what))
     return rows
 
 
-def _agreement(name: str, own: Embeddings, plain: Embeddings) -> list[tuple]:
+def against_singles(name: str, model: nn.Module, take: Callable, batched: Iterable, n: int) -> dict:
+    """Returns the row of a model trained on `n` sequences in batches and one at a time; `take(i)` gives one."""
+    slow = sum(seconds_of(model, (take(i) for i in range(n))))
+    fast = sum(seconds_of(model, batched))
+    what = f"{1000 * slow / n:.1f} ms against {1000 * fast / n:.2f} ms a sequence"
+    return row(f"{name}: one at a time / in batches by length", slow / fast, 2, what)
+
+
+def classifiers() -> list[dict]:
+    """Domain classifier and judge of pairs: training in batches by length against one sequence at a time."""
+    corpus = load_corpus("docstrings")
+    vocabulary = Vocabulary.build(corpus.split("train"), 10_000)
+    text = vocabulary.encode(corpus.split("valid"), corpus.domains)
+
+    def made(unit: str) -> Classifier:
+        table = nn.Embedding(len(vocabulary), DIM)
+        return Classifier(BidirectionalEncoder(table, DIM), DIM, len(corpus.domains), unit)
+
+    rows, rng = [], np.random.default_rng(0)
+    for level in ("sentence", "paragraph"):
+        whole = Sequences.of(text, level)
+        part = whole.select(rng.permutation(len(whole))[:SINGLES])
+        take = lambda i, part=part: part.take(np.array([i]))  # noqa: E731
+        rows.append(against_singles(f"domain-{level}", made("sequence"), take, part.batches(), SINGLES))
+    for source in ("next-paragraph", "sentence-order"):
+        both = pairs.drawn(text, PretrainConfig(source), "valid", corpus)
+        half = len(both) // 2
+        part = both.select(np.concatenate([np.arange(SINGLES), half + np.arange(SINGLES)]))
+        take = lambda i, part=part: part.take(np.array([i, i + SINGLES]))  # noqa: E731
+        rows.append(against_singles(source, made("pair"), take, pairs.batches("pair", part), SINGLES))
+    whole = Sequences.of(text, "sentence").select(np.arange(1000))
+    encoder = BidirectionalEncoder(nn.Embedding(len(vocabulary), DIM), DIM).eval()
+    times = []
+    for batches in ((whole.take(np.array([i])) for i in range(1000)), whole.batches()):
+        started = time.perf_counter()
+        average_states(encoder, batches, len(vocabulary))
+        times.append(time.perf_counter() - started)
+    what = f"{1e3 * times[0]:.0f} ms against {1e3 * times[1]:.0f} ms for 1,000 sentences"
+    return [*rows, row("averaging states: one sentence at a time / in batches", times[0] / times[1], 2, what)]
+
+
+def labelled() -> list[dict]:
+    """Tagging, sentiment, inference, translation, where the files are at hand: batches against one at a time."""
+    corpus = load_corpus("docstrings")
+    vocabulary = Vocabulary.build(corpus.split("train"), 10_000)
+    units = {
+        "pos": "token",
+        "ner": "token",
+        "sentiment": "sequence",
+        "nli": "pair",
+        "translation": "sequence",
+    }
     rows = []
-    for judged in SIMILARITY if os.environ.get("RTL_DATA_DIR") else ():
-        (found, n_pairs), (expected, _) = similarity(own, judged), similarity(plain, judged)
-        what = f"{found:.3f} against {expected:.3f}, {n_pairs} pairs"
-        rows.append((f"GloVe on {name}, {judged}: ours / pair by pair", found / expected, 0.9, what))
+    for task, unit in units.items():
+        try:
+            sets = labelled_for(task, corpus)
+        except StudyError:
+            print(f"left out, its files are not at hand: {task}")
+            continue
+        lexicon = Lexicon.of(sets, unit, corpus, vocabulary)
+        encoder = BidirectionalEncoder(SubwordTable(lexicon.spellings.words, lexicon.known, DIM), DIM)
+        examples = list(sets[0].valid[:SINGLES])
+        n = len(examples)
+        if task == "translation":
+            target = translation.vocabulary_of([e.other for e in sets[0].train])
+            both = [
+                translation.encoded([getattr(e, part) for e in examples], words)
+                for part, words in (("tokens", lexicon.spellings), ("other", target))
+            ]
+            model = translation.Translator(encoder, DIM, np.ones(len(target)))
+            text = translation.Parallel(*both)
+            take = lambda i, both=both: next(  # noqa: E731
+                translation.Parallel(*(part.select(np.array([i])) for part in both)).batches()
+            )
+            rows.append(against_singles(task, model, take, text.batches(), n))
+            continue
+        text = lexicon.encode(examples, unit, len(sets[0].labels))
+        model = Classifier(encoder, DIM, len(sets[0].labels) + 1, unit)
+        ends = (0, n) if unit == "pair" else (0,)
+        take = lambda i, text=text, ends=ends: text.take(np.array([i + end for end in ends]))  # noqa: E731
+        rows.append(against_singles(task, model, take, pairs.batches(unit, text), n))
     return rows
 
 
-def lsa() -> list[tuple]:
-    """LSA against the dense singular value decomposition of the same matrix, of some documents only."""
-    documents = load_corpus("docstrings").split("train")[:DENSE_DOCUMENTS]
-    vocabulary = Vocabulary.build(documents, VOCAB_SIZE)
-    text = vocabulary.encode(documents)
-    started = time.perf_counter()
-    space = latent_space(text, len(vocabulary), DIM)
-    seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    dense = document_counts(text, len(vocabulary)).log1p().toarray() * space.weights[:, None]
-    strengths = np.linalg.svd(dense, full_matrices=False)[1][:DIM]
-    plain = time.perf_counter() - started
-    apart = np.abs(strengths / space.strengths - 1).max()
-    what = f"{plain:.0f} s against {seconds:.1f} s; singular values differ by {apart:.0e} at most"
-    return [(f"LSA of {DENSE_DOCUMENTS:,} docstrings: dense SVD / ours", plain / seconds, 5, what)]
+def gensim_models() -> list[dict]:
+    """word2vec-sg, word2vec-cbow and fasttext, which gensim trains: gensim called by hand against the source."""
+    from gensim.models import FastText, Word2Vec
+
+    from rtl_core.pretrain import word2vec
+
+    corpus = load_corpus("docstrings").sampled(300_000)
+    vocabulary = Vocabulary.build(corpus.split("train"), 10_000)
+    rows = []
+    for source in ("word2vec-sg", "word2vec-cbow", "fasttext"):
+        config = PretrainConfig(source, epochs=1)
+        started = time.perf_counter()
+        word2vec.pretrain(corpus, vocabulary, config)
+        ours = time.perf_counter() - started
+        started = time.perf_counter()
+        lines = [line for d in corpus.split("train") for line in d.lines()]
+        known = vocabulary.ids.keys()
+        lines = (
+            lines
+            if source == "fasttext"
+            else [[w if w in known else "<unk>" for w in line] for line in lines]
+        )
+        settings = word2vec.SETTINGS | {"sg": int(source != "word2vec-cbow"), "vector_size": DIM, "epochs": 1}
+        if source == "fasttext":
+            FastText(lines, workers=1, **settings | word2vec.SPELLINGS)
+        else:
+            Word2Vec(lines, workers=1, **settings)
+        theirs = time.perf_counter() - started
+        what = f"{theirs:.1f} s against {ours:.1f} s"
+        rows.append(row(f"{source}: gensim by hand / the source (gensim inside)", theirs / ours, 0.9, what))
+    return rows
+
+
+BENCHMARKS = (gensim_models, language_models, classifiers, labelled)
+
+
+def all_rows() -> list[dict]:
+    """Every pre-trainer that can run here, on one thread, as a worker of the study has it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [line for benchmark in BENCHMARKS for line in benchmark()]
+    finally:
+        torch.set_num_threads(threads)

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--results", help="local, reference or a folder (default: local if it holds a study)")
     report.add_argument("--write", action="store_true", help="write README's and results' generated parts")
     report.add_argument(
-        "--promote", choices=tuple(STUDY_SIZES), help="make this finished study the reference"
+        "--promote", nargs="+", choices=tuple(STUDY_SIZES), help="make finished studies the reference"
     )
 
     add("doctor", _doctor, "say what is here: versions, device, corpora, how long a study takes")
@@ -244,7 +244,7 @@ def _report(arguments) -> None:
     from rtl_core.tables import markdown_table
 
     if arguments.promote:
-        names = [record_path(e).stem for e in grid(arguments.promote)]
+        names = {record_path(e).stem for size in arguments.promote for e in grid(size)}
         print(f"wrote {report.promote(load_results('local').select(names))}", file=sys.stderr)
     if arguments.write or arguments.promote:
         for path in report.write():

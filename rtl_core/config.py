@@ -277,6 +277,9 @@ ALL_ARMS = (
     ),
 )  # fmt: skip
 
+# Sources trained on labelled files (data/README.md), beside their baseline.
+TASK_ARMS = tuple({"source": name} for name in ("random", "pos", "ner", "sentiment", "nli", "translation"))
+
 SMOKE = {
     "vocab_size": 500,
     "hidden_size": 8,
@@ -289,12 +292,13 @@ SMOKE = {
     "pretrain_epochs": 1,
 }
 
+LAPTOP = {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}
+
 STUDY_SIZES = {
     "smoke": StudySize(1, SMOKE, FEW_ARMS),
     "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 10_000, "test_tokens": 50_000}, FEW_ARMS),
-    "laptop": StudySize(
-        3, {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}, ALL_ARMS, bound_epochs=2
-    ),
+    "laptop": StudySize(3, LAPTOP, ALL_ARMS, bound_epochs=2),
+    "tasks": StudySize(3, LAPTOP, TASK_ARMS),
     "full": StudySize(5, {"lm_tokens": 1_000_000}, ALL_ARMS, bound_epochs=3),
 }
 

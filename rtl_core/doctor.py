@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from rtl_core.batches import Batch
+from rtl_core.catalogue import table_of
 from rtl_core.config import STUDY_SIZES, Experiment
 from rtl_core.corpora import corpora_table
 from rtl_core.corpora.vocabulary import Vocabulary
@@ -66,13 +67,15 @@ def study_seconds(workers: int | None = None) -> dict[str, float]:
     beside = sum(r.scoring_seconds + sum(row["validation_seconds"] for row in r.history) for r in lm) / len(
         lm
     )
-    pretraining = {r.experiment["source"].rpartition(":")[2]: r.pretraining_seconds for r in lm}
+    pretraining = {table_of(r.experiment["source"]): r.pretraining_seconds for r in lm}
     estimates = {}
     for name, size in STUDY_SIZES.items():
         runs = [x for x in grid(name) if x.model == "lstm"]
         passes = sum((x.lm_tokens or lm[0].text["train_tokens"]) * x.max_epochs for x in runs)
         share = (runs[-1].test_tokens or lm[0].text["test_tokens"]) / lm[0].text["test_tokens"]
-        total = passes * training + len(runs) * beside * share + size.seeds * sum(pretraining.values())
+        tables = {table_of(x.source) for x in runs} & pretraining.keys()
+        total = passes * training + len(runs) * beside * share
+        total += size.seeds * sum(pretraining[source] for source in tables)
         estimates[name] = speed * total / workers
     return estimates
 
