@@ -58,8 +58,8 @@ def _results_page(results: Results, text: str) -> str:
     return (
         "# Results\n\n"
         "This page is generated from the records in `reference/` by `rtl report --write`; a test fails when it "
-        "is stale. `reference/` holds one JSON for each finished run of `make study SIZE=laptop` (and SIZE=tasks, the "
-        "sources that need labelled files) and the sums of their token ledgers by document; your own runs go to "
+        "is stale. `reference/` holds one JSON for each finished run of `make study SIZE=laptop` (and of SIZE=tasks, "
+        "the sources that need labelled files) and the sums of their token ledgers by document; your own runs go to "
         "`local/`, which git ignores.\n\n"
         f"{text}\n## What the pre-training tasks reached on their own test text\n\n"
         + "\n".join(lines)

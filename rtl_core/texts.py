@@ -8,6 +8,7 @@ import numpy as np
 from rtl_core.config import Experiment
 from rtl_core.corpora import load_corpus
 from rtl_core.corpora.corpus import Corpus, sample_documents
+from rtl_core.corpora.labelled import labelled_content
 from rtl_core.corpora.text import near_duplicates
 from rtl_core.corpora.vocabulary import Encoded, Vocabulary
 
@@ -100,11 +101,11 @@ def _other_text(name: str, fingerprint: str, lm_corpus: str, lm_fingerprint: str
 
 
 def fingerprint_of(e: Experiment) -> str:
-    """Returns the fingerprint of all text that an experiment reads: its corpus, and another to pre-train on."""
-    own = corpus_of(e.corpus).fingerprint
-    if e.pretrain_on in ("corpus", "lm-split", e.corpus):  # follow from the corpus and the settings
-        return own
-    return f"{own}+{pretraining_corpus(e).fingerprint}"
+    """Returns the fingerprint of all text that an experiment reads: corpora and labelled files."""
+    texts = [corpus_of(e.corpus).fingerprint]
+    if e.pretrain_on not in ("corpus", "lm-split", e.corpus):  # these follow from the corpus and the settings
+        texts.append(pretraining_corpus(e).fingerprint)
+    return "+".join([*texts, *labelled_content(e.source)])
 
 
 def extra_tokens(e: Experiment, text: Text, provenance: dict) -> int | None:

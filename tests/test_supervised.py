@@ -407,3 +407,15 @@ def test_files_that_are_not_there_are_named_with_what_works_without(tiny_corpus,
     with pytest.raises(StudyError, match="(?s)sick.*next-paragraph"):
         pretrain("nli", tiny_corpus, dim=6)
     assert list(cache_dir().rglob("*.json")) == []
+
+
+def test_other_labelled_files_are_another_table(tmp_path, monkeypatch, tiny_corpus):
+    from rtl_core.corpora.labelled import labelled_content
+
+    assert labelled_content("bilm") == []
+    monkeypatch.setenv("RTL_DATA_DIR", str(tmp_path))
+    assert labelled_content("pos") == []  # not at hand: the error comes when they are read
+    checked = {"train.tsv": "aa", "dev.tsv": "bb"}
+    monkeypatch.setattr("rtl_core.corpora.labelled.missing", lambda name: "" if name == "sst-2" else "gone")
+    monkeypatch.setattr("rtl_core.corpora.labelled.checked_files", lambda name: ({}, checked))
+    assert labelled_content("lsa+permuted:sentiment") == ["aa", "bb"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from rtl_core.catalogue import fitting
+from rtl_core.catalogue import base_of, fitting, parts_of, table_of
 from rtl_core.corpora.corpus import SPLITS, Corpus
 from rtl_core.corpora.public import VALID_SHARE
 from rtl_core.corpora.sources import checked_files, differences, missing
@@ -319,6 +319,13 @@ def _parsed(name: str, tokenizer: str, files: tuple[tuple[str, Path, str], ...])
         held_out = [text for file in ("dev.tsv", "test.tsv") for _, text in _columns(paths[file], "sentence")]
         found, _ = _without(found, held_out, "in_sst-2")
     return found
+
+
+def labelled_content(source: str) -> list[str]:
+    """Returns the sha256 of the labelled files that a source reads, also behind a control or in A+B; else []."""
+    tasks = (base_of(part) for part in parts_of(table_of(source)))
+    names = [name for task in tasks for name in LABELLED.get(task, ()) if not missing(name)]
+    return [checksum for name in names for checksum in checked_files(name)[1].values()]
 
 
 def labelled_for(task: str, corpus: Corpus) -> list[LabelledSet]:

@@ -13,6 +13,7 @@ from filelock import FileLock
 from rtl_core.catalogue import LEAKY, find, parts_of
 from rtl_core.config import RECIPE, PretrainConfig, derive_seed, identity
 from rtl_core.corpora.corpus import Corpus
+from rtl_core.corpora.labelled import labelled_content
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.pretrained import Pretrained, provenance
@@ -117,7 +118,8 @@ def _combined(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) ->
 
 def _stored_at(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Path:
     settings, kind = config.changed() | {"source": config.content}, config.source.partition(":")[0]
-    key = identity(settings, corpus.fingerprint, vocabulary.fingerprint, RECIPE["pretrain"])
+    texts = [corpus.fingerprint, vocabulary.fingerprint, *labelled_content(config.source)]
+    key = identity(settings, *texts, RECIPE["pretrain"])
     return cache_dir() / "pretrained" / f"{kind}-{config.seed}-{key[:16]}.json"
 
 
