@@ -35,7 +35,6 @@ def text(tiny_corpus, vocabulary):
 def small_batches(monkeypatch):
     """So little text would be a single step an epoch."""
     monkeypatch.setattr(batches, "BATCH_TOKENS", 400)
-    monkeypatch.setattr(masked_lm, "TRAINED_AT_ONCE", 400)
     monkeypatch.setattr(lm, "SHORTEST_STREAM", 200)
 
 

@@ -27,7 +27,7 @@ from rtl_core.pretrain.encoder import BidirectionalEncoder, output_layer, random
 from rtl_core.pretrain.pretrained import Pretrained, contextual, fit_pretrainer, provenance, seeded
 from rtl_core.training import Loss, Optimisation, device, mean_loss, to_device
 
-EPOCHS = {"lm": 2, "bilm": 1, LEAKY: 1}  # both directions of a biLM train its one table
+EPOCHS = {"lm": 2, "bilm": 2, LEAKY: 2}
 LEARNING_RATE = 1.2e-2
 STREAMS, WINDOW = 64, 35  # of `lm`; fewer streams where the text is short
 SHORTEST_STREAM = 1000
