@@ -26,7 +26,7 @@ report: setup ## results/README.md and the table in README.md, anew from the com
 	@$(PYTHON) -m rtl_core report --write
 
 test: setup ## all tests and notebooks, offline
-	@$(PYTHON) -m pytest -q --nbmake
+	@$(PYTHON) -m pytest -q --nbmake -n 2
 
 lab: setup ## JupyterLab on the notebooks
 	@$(PYTHON) -m jupyterlab notebooks

@@ -10,6 +10,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 
 class StudyError(Exception):
     """Something the user can mend: the message says what was wrong, what was found and what to do."""
@@ -70,6 +72,16 @@ def atomic(path: Path):
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def lock_beside(path: Path) -> FileLock:
+    """Returns a lock that two processes making the same file hold in turn. Raises: StudyError if none can be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path.with_suffix(".lock")).acquire()
+    except OSError as error:
+        advice = "Set RTL_CACHE_DIR to a folder that can be written."
+        raise StudyError(f"cannot write to {path.parent}: {error.strerror or error}. {advice}") from error
 
 
 def write_json(path: Path, value) -> None:

@@ -19,6 +19,8 @@ DOMAINS = {
 
 def pytest_configure(config):
     """Notebooks run in processes of their own, which no fixture reaches: they get their folders from here."""
+    if hasattr(config, "workerinput"):  # one of several test processes has them from the first
+        return
     home = Path(tempfile.mkdtemp(prefix="rtl-tests-"))
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     os.environ.update(RTL_CACHE_DIR=str(home / "cache"), RTL_RESULTS_DIR=str(home / "results"))

@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 from rtl_core.config import identity
 from rtl_core.corpora import docstrings, folder, labelled, public
@@ -17,7 +18,7 @@ from rtl_core.corpora.sources import (
     source,
 )
 from rtl_core.corpora.vocabulary import Vocabulary
-from rtl_core.storage import StudyError, cache_dir
+from rtl_core.storage import StudyError, cache_dir, lock_beside
 
 __all__ = [
     "Corpus", "Document", "Vocabulary", "check", "corpora_table", "get", "load_corpus", "sample_documents"
@@ -49,6 +50,12 @@ def load_corpus(name: str) -> Corpus:
     path = cache_dir() / "corpora" / f"{re.sub('[^0-9A-Za-z]+', '-', name)[-40:]}-{key}.parquet"
     if path.exists():
         return Corpus.load(path)
+    with lock_beside(path):  # two runs that start at once read it once
+        return Corpus.load(path) if path.exists() else _read(name, read, path)
+
+
+def _read(name: str, read, path: Path) -> Corpus:
+    """Returns a corpus from its origin, kept at `path`. Raises: StudyError when it is not what is expected."""
     corpus = read()
     differing = differences(corpus)
     if differing and name != "docstrings":

@@ -8,7 +8,6 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from filelock import FileLock
 
 from rtl_core.catalogue import LEAKY, find, parts_of
 from rtl_core.config import RECIPE, PretrainConfig, derive_seed, identity
@@ -17,7 +16,7 @@ from rtl_core.corpora.labelled import labelled_content
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.pretrained import Pretrained, provenance
-from rtl_core.storage import StudyError, cache_dir, read_json, say, write_json
+from rtl_core.storage import StudyError, cache_dir, lock_beside, read_json, say, write_json
 
 __all__ = ["Pretrained", "pretrain"]
 Pretrainer = Callable[[Corpus, Vocabulary, PretrainConfig], Pretrained]
@@ -134,7 +133,7 @@ def _load(path: Path, config: PretrainConfig) -> Pretrained | None:
 
 
 def _train(path: Path, config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) -> Pretrained:
-    with _lock(path):
+    with lock_beside(path):
         done = _load(path, config)  # another process may have trained it while this one waited
         if done:
             return done
@@ -143,12 +142,3 @@ def _train(path: Path, config: PretrainConfig, corpus: Corpus, vocabulary: Vocab
         made.embeddings.save(path.with_suffix(".safetensors"))
         write_json(path, {"scores": made.scores, "history": made.history})
     return made
-
-
-def _lock(path: Path):
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path.with_suffix(".lock")).acquire()
-    except OSError as error:
-        advice = "Set RTL_CACHE_DIR to a folder that can be written."
-        raise StudyError(f"cannot write to {path.parent}: {error.strerror or error}. {advice}") from error
