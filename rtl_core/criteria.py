@@ -126,18 +126,26 @@ class OutputLayer(nn.Module):
         """
         hidden, weight = hidden.float(), self.weight.float()
         largest = hidden.norm(dim=1).max() * weight.norm(dim=1).max() + self.bias.abs().max()
-        normaliser = torch.cat(
-            [
-                self._log_normaliser(part, weight, safe=bool(largest < SAFE_LOGIT))
-                for part in hidden.split(BLOCK_TOKENS)
-            ]
-        )
+        blocks = list(zip(weight.split(BLOCK_WORDS), self.bias.split(BLOCK_WORDS)))
+        safe = bool(largest < SAFE_LOGIT)
+        normaliser = torch.cat([_log_normaliser(part, blocks, safe) for part in hidden.split(BLOCK_TOKENS)])
         return normaliser - (hidden * weight[targets]).sum(1) - self.bias[targets]
 
-    def _log_normaliser(self, hidden: torch.Tensor, weight: torch.Tensor, safe: bool) -> torch.Tensor:
-        """Returns the log of the sum of exponentials over the vocabulary. Shapes: (n, D), (V, D) -> (n,)."""
-        blocks = zip(weight.split(BLOCK_WORDS), self.bias.split(BLOCK_WORDS))
-        logits = (torch.addmm(bias, hidden, rows.T) for rows, bias in blocks)  # (n, block)
-        if safe:
-            return torch.stack([block.exp_().sum(1) for block in logits]).sum(0).log()
-        return torch.stack([block.logsumexp(1) for block in logits]).logsumexp(0)
+
+def affine(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Returns hidden @ weight.T + bias in float32. Shapes: (n, D), (m, D), (m,) -> (n, m).
+
+    On an x86 processor by oneDNN, through the operator that torch's compiler uses: as exact as the default product
+    (MKL's), which takes twice as long on AMD's processors.
+    """
+    if hidden.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
+    return torch.addmm(bias, hidden, weight.T)
+
+
+def _log_normaliser(hidden: torch.Tensor, blocks: list, safe: bool) -> torch.Tensor:
+    """Returns the log of the sum of exponentials over the vocabulary, of (weight, bias) in blocks. (n, D) -> (n,)."""
+    logits = (affine(hidden, weight, bias) for weight, bias in blocks)  # (n, block)
+    if safe:
+        return torch.stack([block.exp_().sum(1) for block in logits]).sum(0).log()
+    return torch.stack([block.logsumexp(1) for block in logits]).logsumexp(0)

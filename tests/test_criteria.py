@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from rtl_core.criteria import LogNormaliser, OutputLayer, fast_bf16, matmul
+from rtl_core.criteria import LogNormaliser, OutputLayer, affine, fast_bf16, matmul
 
 V, D, N = 40, 8, 30
 
@@ -128,3 +128,15 @@ def test_log_normaliser_and_its_gradient_equal_the_plain_expression_in_float64(s
     upstream = torch.randn(n, dtype=torch.float64)
     for a, b in zip(torch.autograd.grad(plain, parts, upstream), torch.autograd.grad(fast, parts, upstream)):
         assert torch.allclose(a, b)
+
+
+def test_the_product_of_scoring_is_exact_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*shape, generator=generator) for shape in ((70, 33), (1030, 33), (1030,))
+    )
+    exact = hidden.double() @ weight.double().T + bias.double()
+    ours, plain = (
+        x.double() - exact for x in (affine(hidden, weight, bias), torch.addmm(bias, hidden, weight.T))
+    )
+    assert ours.abs().max() < 2 * plain.abs().max() < 1e-4
