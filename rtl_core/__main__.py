@@ -9,6 +9,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+from rtl_core.catalogue import LEAKY
 from rtl_core.config import CHOICES, NAMED, SCORE_CONTEXTS, STUDY_SIZES, Experiment, PretrainConfig
 from rtl_core.storage import StudyError, results_dir
 
@@ -251,6 +252,9 @@ def _report(arguments) -> None:
             print(f"wrote {path}", file=sys.stderr)
         return
     results = load_results(arguments.results)
+    if any(r.experiment["source"] == LEAKY for r in results.records):
+        print(f"left out: {LEAKY}, whose perplexity is no result", file=sys.stderr)
+        results = results.without(LEAKY)
     rows = json.loads(record_rows(results).to_json(orient="records"))
     _show(arguments, rows, None if arguments.json else markdown_table(compare(results)))
 

@@ -146,11 +146,12 @@ def parts_of(name: str) -> tuple[str, ...]:
     return (first, *parts_of(rest))
 
 
-def fitting(labelled_domains: bool, labelled_files: bool = False) -> list[str]:
-    """Returns the sources that work with what is there: documents with domains, labelled files."""
+def fitting(labelled_domains: bool, labelled_files: bool = False, but: str = "") -> list[str]:
+    """Returns the sources, all `but` one, that work with what is there: documents with domains, labelled files."""
     lacking = [] if labelled_domains else [DOMAINS]
     lacking += [] if labelled_files else [FILES]
-    return [name for name, s in SOURCES.items() if not s.data.startswith(tuple(lacking)) and name != LEAKY]
+    fit = (name for name, s in SOURCES.items() if not s.data.startswith(tuple(lacking)))
+    return [name for name in fit if name not in (LEAKY, but)]
 
 
 def find(name: str) -> Source:
@@ -160,8 +161,12 @@ def find(name: str) -> Source:
     """
     parts = parts_of(table_of(name))
     if len(parts) > 1:
+        if len(set(parts)) < len(parts) or LEAKY in parts:
+            raise StudyError(f"{name}: A+B joins different tables of word vectors, and {LEAKY} has none.")
         return _joint([find(part) for part in parts])
     base = base_of(parts[0])
+    if not base:
+        raise StudyError(f"{name} lacks the source behind the colon: permuted:word2vec-sg, untrained:bilm.")
     outside = next((prefix for prefix in OUTSIDE if base.startswith(prefix) and base != prefix), None)
     if base not in SOURCES and not outside:
         valid = (*SOURCES, *PLACEHOLDERS.values(), *(f"{prefix}X" for prefix in CONTROLS), "A+B")

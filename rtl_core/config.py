@@ -160,6 +160,8 @@ class PretrainConfig(_Config):
         """What identifies the source: its name; for files and folders of vectors what they hold, not their path."""
         kind, _, path = self.source.partition(":")
         if kind == "file":
+            if "+" in path and not Path(path).exists():
+                raise StudyError(f"there is no file {path}; in A+B a file comes last: glove+file:PATH.")
             return f"file:{file_sha256(path)}"
         if kind == "hub" and Path(path).is_dir():
             return "hub:" + identity([file_sha256(p) for p in sorted(Path(path).rglob("*")) if p.is_file()])

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from rtl_core import bounds
 from rtl_core.batches import stream_batches, unit_batches
-from rtl_core.catalogue import LEAKY
+from rtl_core.catalogue import LEAKY, base_of, parts_of, table_of
 from rtl_core.config import NAMED, SCORE_CONTEXTS, STUDY_SIZES, Experiment, derive_seed
 from rtl_core.corpora.corpus import SPLITS
+from rtl_core.corpora.labelled import LABELLED, check_at_hand
 from rtl_core.corpora.vocabulary import UNK_ID
 from rtl_core.criteria import fast_bf16
 from rtl_core.language_model import LSTMLanguageModel, save_model
@@ -103,7 +104,15 @@ def run_all(
     `workers` None: one a core. `scheduler`: the address of a Dask cluster to run on instead. Each table is
     made once, before the language models that need it.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1:
+        raise StudyError(
+            f"{workers} workers cannot run anything; give 1 or more, or leave them out: one a core."
+        )
+    for task in {
+        base_of(part) for e in experiments for part in parts_of(table_of(e.source))
+    } & LABELLED.keys():
+        check_at_hand(task)  # before hours of other runs
     # Reading a corpus here harvests it once, before the workers need it.
     paths = [record_path(e) for e in experiments]
     missing = list({path: e for e, path in zip(experiments, paths) if not path.exists()}.values())
@@ -129,8 +138,9 @@ def _needs_table(e: Experiment) -> bool:
 
 def _table_key(e: Experiment) -> tuple:
     """Returns what decides the table behind an experiment; controls of one table share it."""
-    own_text = e.lm_tokens if e.pretrain_on == "lm-split" else None
-    return e.pretraining.base.settled(), e.corpus, e.vocab_size, e.pretrain_on, own_text
+    text = e.settled().pretrain_on
+    own_text = e.lm_tokens if text == "lm-split" else None
+    return e.pretraining.base.settled(), e.corpus, e.vocab_size, text, own_text
 
 
 def _pretrained(e: Experiment, config) -> Pretrained:
@@ -207,7 +217,7 @@ def _make_lstm(e: Experiment) -> Record:
     text, leaky = text_of(e), e.source == LEAKY
     pretrained = _pretrained(e, e.pretraining)
     if leaky:
-        text = _leaked(text, pretrained.model)
+        text = _leaked(text, pretrained.model, e.layer)
     n_features = e.hidden_size if leaky else 0
     model = build_model(e, text.vocabulary, pretrained.embeddings, text.lm_counts, n_features).to(device())
     history = fit_language_model(e, model, text)
@@ -239,12 +249,14 @@ def _make_lstm(e: Experiment) -> Record:
     return record
 
 
-def _leaked(text: Text, bilm) -> Text:
+def _leaked(text: Text, bilm, layer: int | None) -> Text:
     """Returns the text with features that have read the token which they help to predict: a mistake, on purpose."""
     from rtl_core.pretrain.lm import token_states
 
     parts = {split: getattr(text, split) for split in SPLITS}
-    return replace(text, **{s: replace(part, features=token_states(bilm, part)) for s, part in parts.items()})
+    return replace(
+        text, **{s: replace(part, features=token_states(bilm, part, layer)) for s, part in parts.items()}
+    )
 
 
 def checkpoint_path(e: Experiment):

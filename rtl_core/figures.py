@@ -1,5 +1,6 @@
 """Figures: tidy data in, Axes out; every figure has a computed description."""
 
+import itertools
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -163,7 +164,9 @@ def plot_bars(values: pd.Series, *, xlabel: str, line: float | None = None, ax=N
 def describe_bars(values: pd.Series, *, xlabel: str, line: float | None = None) -> str:
     """Returns the figure of `plot_bars` in words."""
     shown = "; ".join(f"{name} {value:.3g}" for name, value in values.items())
-    return f"Bars of {xlabel}: {shown}." + ("" if line is None else f" A dashed line marks the baseline, {line:.3g}.")
+    return f"Bars of {xlabel}: {shown}." + (
+        "" if line is None else f" A dashed line marks the baseline, {line:.3g}."
+    )
 
 
 def plot_shares(shares: pd.DataFrame, *, ax=None):
@@ -195,7 +198,7 @@ def plot_map(frame: pd.DataFrame, *, groups: dict[str, str] | None = None, ax=No
     """Returns the Axes of a map of words (see maps.py); `groups` gives a word's group, shown by colour and mark."""
     ax = _new_axes(11) if ax is None else ax
     names = [(groups or {}).get(word, "") for word in frame["word"]]
-    for name, marker in zip(dict.fromkeys(names), "osD^vP*X"):
+    for name, marker in zip(dict.fromkeys(names), itertools.cycle("osD^vP*X")):
         chosen = frame[[each == name for each in names]]
         ax.plot(chosen["x"], chosen["y"], marker, ms=6, label=name or None)
     for _, row in frame.iterrows():

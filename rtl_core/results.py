@@ -57,7 +57,7 @@ class Record:
         """File name without suffix: corpus, source, seed and the start of the identity."""
         parts = (self.experiment["corpus"], self.experiment["source"], str(self.experiment["seed"]))
         parts = (
-            re.sub(r"(file|folder):.*", r"\1", part) for part in parts
+            re.sub(r"(file|folder|hub):.*", r"\1", part) for part in parts
         )  # identity has no paths, nor has a name
         safe = (re.sub(r"[^A-Za-z0-9.-]+", "_", part)[-60:] for part in parts)
         return "-".join((*safe, self.identity[:10]))

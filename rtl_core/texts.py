@@ -9,7 +9,7 @@ from rtl_core.config import Experiment
 from rtl_core.corpora import load_corpus
 from rtl_core.corpora.corpus import Corpus, sample_documents
 from rtl_core.corpora.labelled import labelled_content
-from rtl_core.corpora.text import near_duplicates
+from rtl_core.corpora.text import comparable, near_duplicates
 from rtl_core.corpora.vocabulary import Encoded, Vocabulary
 
 
@@ -82,28 +82,35 @@ def pretraining_corpus(e: Experiment) -> Corpus:
 
     Another corpus loses what repeats the test text of the LM's.
     """
-    own = corpus_of(e.corpus)
-    if e.pretrain_on == "lm-split":
+    own, name = corpus_of(e.corpus), e.settled().pretrain_on
+    if name == "lm-split":
         return _lm_split(e.corpus, own.fingerprint, e.lm_tokens)
-    if e.pretrain_on in ("corpus", e.corpus):
+    if name in ("corpus", e.corpus):
         return own
-    return _other_text(e.pretrain_on, corpus_of(e.pretrain_on).fingerprint, e.corpus, own.fingerprint)
+    return _other_text(name, corpus_of(name).fingerprint, e.corpus, own.fingerprint)
 
 
 @lru_cache(maxsize=2)
 def _other_text(name: str, fingerprint: str, lm_corpus: str, lm_fingerprint: str) -> Corpus:
-    corpus, tested = corpus_of(name), [p for d in corpus_of(lm_corpus).split("test") for p in d.paragraphs]
-    repeated = iter(near_duplicates([p for d in corpus.documents for p in d.paragraphs], tested))
+    corpus, guarded = corpus_of(name), corpus_of(lm_corpus).split("test")
+    texts = (
+        [comparable(p) for d in documents for p in d.paragraphs] for documents in (corpus.documents, guarded)
+    )
+    repeated = iter(near_duplicates(*texts))
     kept = (
         replace(d, paragraphs=tuple(p for p in d.paragraphs if not next(repeated))) for d in corpus.documents
     )
-    return replace(corpus, documents=tuple(d for d in kept if d.paragraphs))
+    return replace(corpus, documents=tuple(d for d in kept if d.paragraphs), guarded=guarded)
 
 
 def fingerprint_of(e: Experiment) -> str:
     """Returns the fingerprint of all text that an experiment reads: corpora and labelled files."""
     texts = [corpus_of(e.corpus).fingerprint]
-    if e.pretrain_on not in ("corpus", "lm-split", e.corpus):  # these follow from the corpus and the settings
+    if e.settled().pretrain_on not in (
+        "corpus",
+        "lm-split",
+        e.corpus,
+    ):  # these follow from corpus and settings
         texts.append(pretraining_corpus(e).fingerprint)
     return "+".join([*texts, *labelled_content(e.source)])
 

@@ -145,3 +145,42 @@ def test_every_entry_is_whole():
         for control in CONTROLS:
             if name != catalogue.LEAKY and control in catalogue.TABLE_CONTROLS:
                 assert find(control + name) is source
+
+
+def test_labels_are_dealt_out_among_what_has_them():
+    from rtl_core.batches import Sequences
+    from rtl_core.pretrain.pretrained import dealt_out
+
+    config, starts, lengths = PretrainConfig("shuffled-labels:pos"), np.array([0, 30]), np.array([30, 30])
+    tokens = np.r_[np.arange(2, 31), 1, np.arange(2, 31), 1]
+    tags = np.where(tokens == 1, 9, tokens % 5)
+    dealt = dealt_out(config, Sequences(tokens, starts, lengths, np.array([0, 0]), tags)).token_labels
+    assert (dealt[tokens == 1] == 9).all() and sorted(dealt) == sorted(tags) and (dealt != tags).any()
+    halves = np.tile(np.arange(20) % 2, 2)
+    both = Sequences(np.arange(40), np.arange(40), np.ones(40, int), halves)
+    labels = dealt_out(config, both, pairs=True).labels
+    assert (labels[:20] == labels[20:]).all() and labels[:20].sum() == 10 and (labels != halves).any()
+
+
+@pytest.mark.parametrize("source", ["lsa+lsa", "glove+leaky-bilm", "permuted:glove+leaky-bilm", "permuted:"])
+def test_joins_and_controls_need_tables(source):
+    with pytest.raises(StudyError, match="joins different tables|lacks the source"):
+        Experiment(source=source)
+
+
+def test_a_join_accounts_for_all_of_its_parts(tiny_corpus, vocabulary):
+    facts = pretrain("random+lsa", tiny_corpus, vocabulary, dim=6).embeddings.provenance
+    assert facts["text"] == "tiny" and "document's word counts" in facts["task"]
+    twice = pretrain("domain-sentence+untrained:domain-sentence", tiny_corpus, vocabulary, dim=6, epochs=1)
+    once = pretrain("domain-sentence", tiny_corpus, vocabulary, dim=6, epochs=1)
+    assert twice.embeddings.provenance["labels"] <= once.embeddings.provenance["labels"]
+
+
+def test_a_setting_that_changes_nothing_is_not_another_experiment(tiny_corpus, monkeypatch):
+    from rtl_core import texts
+
+    monkeypatch.setattr(texts, "load_corpus", lambda name: tiny_corpus)
+    texts.forget()
+    plain, inert = Experiment(corpus="tiny"), Experiment(corpus="tiny", pretrain_on="other")
+    assert texts.fingerprint_of(plain) == texts.fingerprint_of(inert)
+    assert texts.pretraining_corpus(inert) is texts.corpus_of("tiny")

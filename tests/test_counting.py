@@ -122,7 +122,7 @@ def test_clusters_ignore_validation_and_test_text(tiny):
 
 def test_too_few_documents(tiny):
     corpus, vocabulary, _, _ = tiny
-    with pytest.raises(StudyError, match="40 clusters .*corpus tiny has 28. Ask for fewer clusters"):
+    with pytest.raises(StudyError, match="40 clusters .*corpus tiny has 28. Give more documents"):
         clustered(corpus, vocabulary, n_clusters=40)
     with pytest.raises(StudyError, match="28 dimensions needs more than 28 training documents.*28 documents"):
         pretrain("lsa", corpus, vocabulary, dim=28)

@@ -407,7 +407,8 @@ def test_a_task_without_files_names_them_and_what_works_without(monkeypatch, tmp
     assert "wnut17train.conll, emerging.dev.conll" in message and str(tmp_path / "mine" / "wnut17") in message
     assert "rtl data get wnut17" in message and "wikigold/ in RTL_DATA_DIR" in message
     without = re.search("need no labelled files: (.*)[.]", message)[1].split(", ")
-    assert {"word2vec-sg", "domain-sentence"} <= set(without) <= set(SOURCES) - set(LABELLED)
+    assert {"word2vec-sg", "domain-lsa"} <= set(without) <= set(SOURCES) - set(LABELLED)
+    assert "domain-sentence" not in without  # the corpus has one domain
 
 
 # rtl data

@@ -201,7 +201,7 @@ def check_labelled_files(monkeypatch, corpus):
     others = tuple(tuple(f"w{i}{j}" for j in range(8)) for i in range(39))
     rows = tuple(Example(line, (i % 2,)) for i, line in enumerate((test_line, *others)))
 
-    def sets(rows):
+    def sets(rows, corpus=corpus):
         whole = LabelledSet("made-up", ("no", "yes"), rows, rows[:2], rows[:2], {"dropped": {}})
         monkeypatch.setattr(labelled, "load_labelled", lambda name, tokenizer="prose": whole)
         monkeypatch.setattr(labelled, "missing", lambda name: "")
@@ -210,6 +210,11 @@ def check_labelled_files(monkeypatch, corpus):
     assert test_line not in [example.tokens for s in sets(rows) for example in s.train]
     with pytest.raises(StudyError, match="test text"):
         sets(rows[:4])
+    elsewhere = Corpus("elsewhere", (Document("x", None, "test", ("another text altogether .",)),))
+    assert len(sets(rows, elsewhere)[0].train) == 40
+    guarded = replace(elsewhere, guarded=corpus.split("test"))  # pre-trained on, for a model of `corpus`
+    assert test_line not in [example.tokens for s in sets(rows, guarded) for example in s.train]
+    assert guarded.fingerprint != elsewhere.fingerprint
 
 
 def test_labelled_files(monkeypatch, tiny_corpus):
@@ -376,7 +381,7 @@ def test_leak(docstrings_corpus):
 
 
 def test_leak_broken(docstrings_corpus, monkeypatch):
-    blind = lambda model, text: np.zeros((len(text), 32), np.float32)  # noqa: E731
+    blind = lambda model, text, layer: np.zeros((len(text), 32), np.float32)  # noqa: E731
     monkeypatch.setattr(lm, "token_states", blind)  # nothing leaks: nothing collapses
     with found():
         check_leak(leaky_runs())

@@ -119,7 +119,7 @@ def clustered(
     if len(train.document_ids) < max(n_clusters, 3):
         raise StudyError(
             f"{n_clusters} clusters need as many training documents at least; corpus {corpus.name} has "
-            f"{len(train.document_ids)}. Ask for fewer clusters, or cut long texts into documents."
+            f"{len(train.document_ids)}. Give more documents, or cut long texts into several."
         )
     space = latent_space(train, len(vocabulary), min(dim, len(train.document_ids) - 1, len(vocabulary) - 1))
     means = KMeans(n_clusters, n_init=4, random_state=seed % 2**32).fit(_unit(space.documents))

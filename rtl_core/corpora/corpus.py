@@ -40,12 +40,13 @@ class Corpus:
     documents: tuple[Document, ...]
     tokenizer: str = "prose"  # how raw text becomes tokens: "prose" or "whitespace" (see text.py)
     report: dict = field(default_factory=dict, compare=False)
+    guarded: tuple[Document, ...] = ()  # test text of another corpus, which no labelled sentence may repeat
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over every document's id, domain, split and text, in order."""
         digest = hashlib.sha256(self.tokenizer.encode())
-        for d in self.documents:
+        for d in (*self.documents, *self.guarded):
             digest.update("\x1e".join((d.id, d.domain or "", d.split, *d.paragraphs)).encode())
             digest.update(b"\x1d")
         return digest.hexdigest()

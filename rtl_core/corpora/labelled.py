@@ -20,10 +20,12 @@ from rtl_core.corpora.corpus import SPLITS, Corpus
 from rtl_core.corpora.public import VALID_SHARE
 from rtl_core.corpora.sources import checked_files, differences, missing
 from rtl_core.corpora.text import (
+    comparable,
     decode_text,
     near_duplicates,
     normalised,
     read_text,
+    rejoined,
     split_by_hash,
     tokens_of,
 )  # fmt: skip
@@ -41,9 +43,7 @@ MOST_OVERLAP = 0.05  # of a set's training and validation examples; more is no a
 
 # A word and its UPOS; comments, ranges (3-4, a multiword token) and empty nodes (3.1) match without one.
 _CONLLU = re.compile(r"(?:#|\d+[-.]\d+\t).*|\d+\t([^\t]+)\t[^\t]*\t([^\t]+)(?:\t[^\t]*){6}")
-_PARTED = re.compile(r" (?=(?:n't|'(?:s|t|re|ve|ll|d|m))\b)", re.I)  # a treebank's contraction: it 's, do n't
 _SENTENCE_END = re.compile(r"(?<=[.!?]) ")
-_TREEBANK_QUOTES = re.compile("``|''")
 
 
 class Example(NamedTuple):
@@ -234,17 +234,12 @@ READERS = {  # of each set, with its labels
 SPACED = ("sst-2", "mr")  # their spaces part tokens already
 
 
-def _rejoined(text: str) -> str:
-    """Returns text with a treebank's contractions and quotes as they are usually written."""
-    return _TREEBANK_QUOTES.sub('"', _PARTED.sub("", text))
-
-
 def _spelled(text: str | tuple[str, ...], tokenizer: str, spaced: bool = False) -> tuple[str, ...]:
     """Returns the tokens of a sentence as a corpus with this tokenizer spells them; tokens that are given stay."""
     if isinstance(text, tuple):
         return tuple(normalised(token, tokenizer) for token in text)
     as_it_is = spaced and tokenizer == "whitespace"
-    return tuple(text.split() if as_it_is else tokens_of(_rejoined(text), tokenizer))
+    return tuple(text.split() if as_it_is else tokens_of(rejoined(text), tokenizer))
 
 
 def _built(name: str, tokenizer: str, rows: Iterator[_Row]) -> LabelledSet:
@@ -272,11 +267,11 @@ def _without(found: LabelledSet, texts: list[str], reason: str) -> tuple[Labelle
 
     Such an example, or a sentence of it, is a near-duplicate of one of the texts.
     """
-    others, kept, gone = list(map(_comparable, texts)), {}, []
+    others, kept, gone = list(map(comparable, texts)), {}, []
     for split in ("train", "valid"):
         examples = getattr(found, split)
         both = [(i, words) for i, e in enumerate(examples) for words in (e.tokens, e.other) if words]
-        parts = [(i, part) for i, words in both for part in _with_sentences(_comparable(" ".join(words)))]
+        parts = [(i, part) for i, words in both for part in _with_sentences(comparable(" ".join(words)))]
         bad = {i for i, _ in compress(parts, near_duplicates([part for _, part in parts], others))}
         kept[split] = tuple(e for i, e in enumerate(examples) if i not in bad)
         gone += [e for i, e in enumerate(examples) if i in bad]
@@ -286,11 +281,6 @@ def _without(found: LabelledSet, texts: list[str], reason: str) -> tuple[Labelle
 
 def _with_sentences(text: str) -> set[str]:
     return {text, *_SENTENCE_END.split(text)}
-
-
-def _comparable(text: str) -> str:
-    """Returns text in one spelling, whatever its tokenizer was."""
-    return " ".join(tokens_of(_rejoined(text)))
 
 
 def load_labelled(name: str, tokenizer: str = "prose") -> LabelledSet:
@@ -328,21 +318,27 @@ def labelled_content(source: str) -> list[str]:
     return [checksum for name in names for checksum in checked_files(name)[1].values()]
 
 
+def check_at_hand(task: str, labelled_domains: bool = True) -> dict[str, str]:
+    """Returns for each set of a task what is missing, "" where it is at hand. Raises: StudyError if none is."""
+    if task not in LABELLED:
+        raise unknown("labelled task", task, LABELLED)
+    lacking = {name: missing(name) for name in LABELLED[task]}
+    if all(lacking.values()):
+        without = ", ".join(fitting(labelled_domains))
+        raise StudyError(f"{' '.join(lacking.values())} Sources that need no labelled files: {without}.")
+    return lacking
+
+
 def labelled_for(task: str, corpus: Corpus) -> list[LabelledSet]:
     """Returns the sets of a task that are at hand, spelled as the corpus is, without sentences of its test text.
 
     Raises: StudyError when none is at hand, when a file is damaged, and when over 5 % of a set's training
     and validation examples share half or more of their 5-grams with the test text.
     """
-    if task not in LABELLED:
-        raise unknown("labelled task", task, LABELLED)
-    lacking = {name: missing(name) for name in LABELLED[task]}
-    if all(lacking.values()):
-        without = ", ".join(fitting(bool(corpus.domains)))
-        raise StudyError(f"{' '.join(lacking.values())} Sources that need no labelled files: {without}.")
+    lacking = check_at_hand(task, len(corpus.domains) > 1)
     for message in filter(None, lacking.values()):
         say(f"{task} goes on with one set less: {message}")
-    texts = [" ".join(document.paragraphs) for document in corpus.split("test")]
+    texts = [" ".join(document.paragraphs) for document in (*corpus.split("test"), *corpus.guarded)]
     return [_apart(name, corpus, texts) for name in LABELLED[task] if not lacking[name]]
 
 

@@ -18,6 +18,8 @@ _BLANK_LINES = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"""([.!?]["')\]]*)\s+(?=["'(\[]?[A-Z])""")
 _ABBREVIATION = re.compile(r"\b(?:[A-Z]|[Ee]\.g|[Ii]\.e|[Cc]f|vs|al|Dr|Mr|Mrs|Ms|Prof|St)\.$")
 _TYPOGRAPHY = str.maketrans("‘’“”–—\u00a0", "''\"\"-- ")
+_PARTED = re.compile(r" (?=(?:n't|'(?:s|t|re|ve|ll|d|m))\b)", re.I)  # a treebank's contraction: it 's, do n't
+_TREEBANK_QUOTES = re.compile("``|''")
 _DIGIT = re.compile(r"\d")
 _TOKEN = re.compile(
     r"\d+(?:[.,]\d+)+"  # numbers
@@ -137,6 +139,16 @@ def _repeats(paragraphs: list[str], seen: np.ndarray, ids: dict[str, int]) -> tu
     n_shared = np.bincount(owner, shared, minlength=len(paragraphs))
     n_all = np.bincount(owner, minlength=len(paragraphs))
     return (2 * n_shared >= n_all) & (n_all > 0), hashes
+
+
+def rejoined(text: str) -> str:
+    """Returns text with a treebank's contractions and quotes as they are usually written."""
+    return _TREEBANK_QUOTES.sub('"', _PARTED.sub("", text))
+
+
+def comparable(text: str) -> str:
+    """Returns text in one spelling, whatever its tokenizer was."""
+    return " ".join(tokens_of(rejoined(text)))
 
 
 def near_duplicates(texts: list[str], others: list[str]) -> np.ndarray:

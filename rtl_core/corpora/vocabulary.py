@@ -65,6 +65,8 @@ class Vocabulary:
                 counter.update(line)
                 counter[EOS] += 1
         known = sorted((w for w in counter if w not in (UNK, EOS)), key=lambda w: (-counter[w], w))
+        if not known:
+            raise StudyError("the training documents hold no words; a vocabulary needs some.")
         if max_size is not None:
             known = known[: max_size - 2]
         unk = sum(counter.values()) - counter[EOS] - sum(counter[w] for w in known)

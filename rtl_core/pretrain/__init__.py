@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from rtl_core.catalogue import LEAKY, find, parts_of
+from rtl_core.catalogue import LEAKY, base_of, find, parts_of
 from rtl_core.config import RECIPE, PretrainConfig, derive_seed, identity
 from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.labelled import labelled_content
@@ -99,14 +99,21 @@ def _combined(config: PretrainConfig, corpus: Corpus, vocabulary: Vocabulary) ->
     """Returns the tables of A+B side by side, reduced by PCA to the dimension that is asked for."""
     made = [pretrain(config.replace(source=part), corpus, vocabulary) for part in parts_of(config.source)]
     joint = reduce(Embeddings.joined, (each.embeddings for each in made)).reduced(config.dim)
-    accounts = [each.embeddings.provenance for each in made]
+    accounts, joint_entry = [each.embeddings.provenance for each in made], find(config.source)
     read = [account["tokens_read"] for account in accounts]
+    tasks = {
+        base_of(account["source"]): account for account in accounts
+    }.values()  # a task's labels count once
     facts = {
         "source": config.source,
+        "task": joint_entry.task,
+        "objective": joint_entry.objective,
+        "level": joint_entry.context,
+        "text": next((account["text"] for account in accounts if account["text"]), None),
         "tokens_read": None if None in read else max(read),  # they read the same text
-        "labelled_only": all(account["labelled_only"] for account in accounts),
-        "labels": sum(account["labels"] for account in accounts),
-        "outside_tokens": sum(account["outside_tokens"] for account in accounts),
+        "labelled_only": all(account["labelled_only"] for account in accounts if account["tokens_read"]),
+        "labels": sum(account["labels"] for account in tasks),
+        "outside_tokens": sum(account["outside_tokens"] for account in tasks),
         "seconds": sum(account["seconds"] for account in accounts),
     }
     scores = {
@@ -127,6 +134,8 @@ def _load(path: Path, config: PretrainConfig) -> Pretrained | None:
     if not (path.exists() and table.exists()):
         return None
     embeddings, notes = Embeddings.load(table), read_json(path)
+    if not isinstance(notes, dict) or notes.keys() != {"scores", "history"}:
+        raise StudyError(f"{path} is no account of a pre-training; delete it and run again.")
     facts = embeddings.provenance
     say(f"loaded {config.source} (made in {facts['seconds']:.0f} s on {facts['date']})")
     return Pretrained(embeddings, notes["scores"], notes["history"])

@@ -60,9 +60,10 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
     scores = accuracies(*predictions(model, test.labelled.batches())) | {"test_sequences": len(test.labelled)}
     table, counts = read_out(model.encoder, whole, len(vocabulary), config)
     counts[np.setdiff1d(np.arange(len(vocabulary)), train.words)] = 0  # their input was never trained
-    only_labelled = config.readout == "input-layer"
+    # clusters label every document, whatever labels the corpus itself has
+    only_labelled = config.readout == "input-layer" and config.plain != "domain-lsa"
     facts = {
-        "seconds": perf_counter() - started, "epochs": len(rows), "labels": len(train),
+        "seconds": perf_counter() - started, "epochs": len(rows), "labels": len(train) if rows else 0,
         "tokens_read": train.n_tokens if only_labelled else whole.n_tokens, "labelled_only": only_labelled,
     }  # fmt: skip
     embeddings = contextual(config, corpus, vocabulary, table, counts, facts)

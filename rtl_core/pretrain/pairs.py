@@ -43,10 +43,9 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
     found, true = predictions(model, batches("pair", test))
     whole = Sequences.of(texts[0], level)
     table, counts = read_out(model.encoder, whole, len(vocabulary), config)
-    trained = np.unique(np.concatenate([b.inputs[b.mask].numpy() for b in train.batches()]))
-    counts[np.setdiff1d(np.arange(len(vocabulary)), trained)] = 0  # their input was never trained
+    counts[np.setdiff1d(np.arange(len(vocabulary)), train.words)] = 0  # their input was never trained
     facts = {
-        "seconds": perf_counter() - started, "epochs": len(rows), "labels": len(train) // 2,
+        "seconds": perf_counter() - started, "epochs": len(rows), "labels": len(train) // 2 if rows else 0,
         "tokens_read": whole.n_tokens,
     }  # fmt: skip
     embeddings = contextual(config, corpus, vocabulary, table, counts, facts)
@@ -68,10 +67,11 @@ def drawn(text: Encoded, config: PretrainConfig, split: str, corpus: Corpus) -> 
     size = np.cumsum(lengths[first[usable]] + lengths[first[usable] + 1])
     chosen = usable[: np.searchsorted(size, MOST_TOKENS, side="right") // 2 * 2]
     if not len(chosen):
+        others = ", ".join(fitting(len(corpus.domains) > 1, but=config.plain))
         raise StudyError(
             f"{config.plain} needs {level}s of {SHORTEST} words or more that follow each other in a document; "
-            f"{split} of corpus {corpus.name} has {len(usable)} such pairs, 2 are the least. Choose a corpus "
-            f"of longer documents, or take another source: {', '.join(fitting(len(corpus.domains) > 1))}."
+            f"{split} of corpus {corpus.name} has {len(usable)} such pairs, 2 are the least. Choose a corpus of "
+            f"longer documents, or take another source: {others}."
         )
     labels = np.arange(len(chosen)) % 2
     before, after, wrong = first[chosen], first[chosen] + 1, first[other[chosen]] + 1

@@ -13,7 +13,7 @@ from rtl_core.batches import Batch, Sequences
 from rtl_core.catalogue import find
 from rtl_core.config import PretrainConfig, derive_seed
 from rtl_core.corpora.corpus import Corpus
-from rtl_core.corpora.vocabulary import Vocabulary
+from rtl_core.corpora.vocabulary import EOS_ID, Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import StudyError
 from rtl_core.training import Optimisation, device, fit
@@ -36,14 +36,20 @@ def seeded(config: PretrainConfig, make: Callable[[], nn.Module]) -> nn.Module:
         return make().to(device())
 
 
-def dealt_out(config: PretrainConfig, text: Sequences) -> Sequences:
-    """Returns the sequences, for the control `shuffled-labels:` with their labels dealt out among them."""
+def dealt_out(config: PretrainConfig, text: Sequences, pairs: bool = False) -> Sequences:
+    """Returns the sequences, for the control `shuffled-labels:` with their labels dealt out among them.
+
+    Labels of words are dealt out among words, not to the ends of sentences; both halves of `pairs` have one label.
+    """
     if not config.shuffled_labels:
         return text
     order = np.random.default_rng(derive_seed(config.seed, "shuffled-labels", len(text)))
     if text.token_labels is not None:
-        return replace(text, token_labels=order.permutation(text.token_labels))
-    return replace(text, labels=order.permutation(text.labels))
+        labels, words = text.token_labels.copy(), text.tokens != EOS_ID
+        labels[words] = order.permutation(labels[words])
+        return replace(text, token_labels=labels)
+    own = text.labels[: len(text) // 2] if pairs else text.labels
+    return replace(text, labels=np.tile(order.permutation(own), len(text) // len(own)))
 
 
 def fit_pretrainer(

@@ -15,8 +15,4 @@ RECIPE = Recipe("sequence", epochs=2, dropout=0.3)
 
 def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
     """Returns the word vectors of the judge, with its accuracy on each set's test split."""
-
-    def score(labelled, found, true) -> dict[str, float]:
-        return accuracies(found, true)
-
-    return from_labels(RECIPE, score, corpus, vocabulary, config)
+    return from_labels(RECIPE, lambda labelled, *labels: accuracies(*labels), corpus, vocabulary, config)

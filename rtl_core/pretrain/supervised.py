@@ -20,7 +20,7 @@ from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.labelled import Example, LabelledSet, labelled_for
 from rtl_core.corpora.vocabulary import EOS_ID, UNK_ID, Vocabulary
 from rtl_core.embeddings import Embeddings
-from rtl_core.pretrain.averaging import read_out
+from rtl_core.pretrain.averaging import check_layer, read_out
 from rtl_core.pretrain.classifier import Classifier, paired, predictions
 from rtl_core.pretrain.encoder import BidirectionalEncoder, SubwordTable
 from rtl_core.pretrain.pretrained import Pretrained, contextual, dealt_out, fit_pretrainer, seeded
@@ -109,14 +109,18 @@ def learn(
     config: PretrainConfig, recipe: Recipe, table: Callable[[], nn.Module], n_labels: int, train: Sequences,
     valid: Sequences,
 ) -> tuple[Classifier, list[dict]]:  # fmt: skip
-    """Returns a classifier over the shared encoder with this table of word vectors, trained, and its history."""
+    """Returns a classifier over the shared encoder with this table of word vectors, trained, and its history.
+
+    Raises: StudyError when the config asks for a layer that the encoder has not.
+    """
+    check_layer(config, config.encoder_layers or 1)  # before it is trained for nothing
 
     def make() -> nn.Module:
         encoder = BidirectionalEncoder(table(), config.dim, config.encoder_layers or 1)
         return Classifier(encoder, config.dim, n_labels, recipe.unit, recipe.dropout)
 
     model = seeded(config, make)
-    train, valid = dealt_out(config, train), dealt_out(config, valid)
+    train, valid = (dealt_out(config, text, recipe.unit == "pair") for text in (train, valid))
     rows = fit_pretrainer(
         config, model, lambda order: batches(recipe.unit, train, order),
         lambda: mean_loss(model, batches(recipe.unit, valid)),

@@ -21,6 +21,7 @@ from rtl_core.corpora.labelled import labelled_for
 from rtl_core.corpora.vocabulary import EOS_ID, UNK_ID, Vocabulary
 from rtl_core.criteria import OutputLayer
 from rtl_core.language_model import LockedDropout
+from rtl_core.pretrain.averaging import check_layer
 from rtl_core.pretrain.encoder import BidirectionalEncoder, SubwordTable
 from rtl_core.pretrain.pretrained import Pretrained, fit_pretrainer, seeded
 from rtl_core.pretrain.supervised import Lexicon
@@ -100,10 +101,7 @@ class Translator(nn.Module):
         before = F.pad(batch.targets[:, :-1], (1, 0), value=EOS_ID)
         hidden, _, _ = self.write(before, self.read(batch.inputs, batch.mask), batch.mask)
         hidden, targets = hidden[batch.target_mask], batch.targets[batch.target_mask]
-        total = (
-            self.output.loss(hidden, targets) if self.training else self.output.nats(hidden, targets).sum()
-        )
-        return Loss(total, len(targets))
+        return Loss(self.output.loss(hidden, targets), len(targets))
 
     @torch.no_grad()
     def translate(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -170,6 +168,7 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
     `copy_bleu` is the score of the English sentence itself; the perplexity counts `<unk>` and `<eos>` as words.
     Raises: StudyError when Multi30k is not at hand.
     """
+    check_layer(config, config.encoder_layers or 1)  # before it is trained for nothing
     started, sets = perf_counter(), labelled_for("translation", corpus)
     lexicon, (labelled,) = Lexicon.of(sets, "sequence", corpus, vocabulary), sets
     target = vocabulary_of([example.other for example in labelled.train])
