@@ -1,5 +1,6 @@
 """From settings to records: run one experiment, run a grid, know every grid by its name."""
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -186,7 +187,11 @@ def _progress(parallel: Parallel, jobs: list) -> None:
 
 @contextmanager
 def _alone():
-    """One run of one thread at a time in this process; the caller's number of threads comes back."""
+    """One run of one thread at a time in this process; the caller's number of threads comes back.
+
+    What is free then goes back to the system. The C library would keep it, 200 MiB and more after batches of many
+    sizes, and two workers are to stay within 2 GiB.
+    """
     with one_at_a_time:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -194,6 +199,8 @@ def _alone():
             yield
         finally:
             torch.set_num_threads(threads)
+            if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc
+                ctypes.CDLL(None).malloc_trim(0)
 
 
 def _pretrain_one(e: Experiment) -> str:

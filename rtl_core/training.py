@@ -38,6 +38,13 @@ class Optimisation:
     weight_decay: float = 0.0  # decoupled, per unit of learning rate
     clip: float = 1.0  # largest norm of the gradient of the mean loss
     warmup: float = 0.2  # share of all steps before the peak of one-cycle
+    method: str = "adam"  # or "adagrad", whose steps only ever shrink
+
+    def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Returns the optimiser of these parameters."""
+        if self.method == "adagrad":  # eps keeps the first steps small, and those of what has small gradients
+            return torch.optim.Adagrad(parameters, self.learning_rate, eps=1e-3)
+        return RowwiseAdamW(parameters, self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, step: int, steps: int) -> float:
         """Returns the learning rate of a step, of `steps` in all."""
@@ -170,8 +177,7 @@ def fit(
     what was learnt; a loss that is not finite ends training with `failed` set.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    decay = optimisation.weight_decay
-    optimiser = RowwiseAdamW(parameters, optimisation.learning_rate, weight_decay=decay, fused=True)
+    optimiser = optimisation.optimiser(parameters)
     history, best = History(), _weights(objective)
     if checkpoint is not None and checkpoint.exists():
         history.rows, best = _resume(checkpoint, objective, optimiser)
