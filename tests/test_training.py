@@ -192,3 +192,28 @@ def test_clipping_counts_sparse_gradients_by_their_summed_rows():
             nn.utils.clip_grad_norm_(parameters, 0.1)
     for mine, parameter in zip(found, parameters):
         assert torch.allclose(mine, parameter.grad, atol=1e-6)
+
+
+class Slope(nn.Module):
+    """A loss of gradient 2 everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def loss(self, batch, state=None):
+        """Returns twice the weight."""
+        return Loss(2 * self.weight.sum(), 1)
+
+
+def test_adagrad_takes_ever_smaller_steps():
+    """Each step is the rate times the gradient over the root of all squares so far."""
+    slope, places = Slope(), []
+
+    def validate():
+        places.append(slope.weight.item())
+        return places[-1]
+
+    optimisation = Optimisation(0.5, "constant", 3, patience=3, clip=math.inf, method="adagrad")
+    fit(slope, lambda epoch: [next(batches())], validate, optimisation)
+    assert np.allclose(-np.diff([0, *places]), [0.5 / (i + 1) ** 0.5 for i in range(3)], atol=1e-3)

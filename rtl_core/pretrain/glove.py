@@ -130,6 +130,11 @@ def additive_fit(logs: sparse.csr_array, rounds: int = 10) -> np.ndarray:
     return biases
 
 
+def optimisation(epochs: int) -> Optimisation:
+    """Returns how GloVe is trained: by AdaGrad, at one rate, its gradients as they are."""
+    return Optimisation(LEARNING_RATE, "constant", epochs, patience=2, clip=math.inf, method="adagrad")
+
+
 def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
     """Returns the sum of both vectors of all words that stand near another, `<unk>` too, but not `<eos>`.
 
@@ -152,7 +157,7 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
         model,
         lambda order: blocks(logs, order.permutation(seen)),
         lambda: mean_loss(model, blocks(logs, seen[:: max(1, len(seen) // CHECKED)])),
-        Optimisation(LEARNING_RATE, "constant", config.epochs or EPOCHS, 2, clip=math.inf, method="adagrad"),
+        optimisation(config.epochs or EPOCHS),
     )
     table = (model.table.weight + model.context).detach().numpy()[seen]
     known = {"readout": "input-layer", "epochs": len(rows)}
