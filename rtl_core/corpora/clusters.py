@@ -77,6 +77,8 @@ def latent_space(text: Encoded, vocab_size: int, dim: int) -> LatentSpace:
     start = np.random.default_rng(0).standard_normal(min(matrix.shape))  # the result hardly depends on it
     directions, strengths, _ = svds(matrix, dim, v0=start)  # strengths rise
     directions = np.ascontiguousarray(directions[:, ::-1], dtype=np.float32)
+    # the sign of a direction is free, and differs with the number of threads: its largest component is positive
+    directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(dim)])
     return LatentSpace(directions, strengths[::-1].astype(np.float32), weights, matrix.T @ directions)
 
 
