@@ -128,6 +128,7 @@ def run_all(
         tables = {_table_key(e): e for e in missing if _needs_table(e)}
         jobs = [delayed(_pretrain_one)(e) for e in tables.values()]
         forget()
+        _give_back()
         with _workers(workers, scheduler) as parallel:
             _progress(parallel, [*jobs, *(delayed(_run_one)(e) for e in missing)])
     return [Record.load(path) for path in paths]
@@ -187,11 +188,7 @@ def _progress(parallel: Parallel, jobs: list) -> None:
 
 @contextmanager
 def _alone():
-    """One run of one thread at a time in this process; the caller's number of threads comes back.
-
-    What is free then goes back to the system. The C library would keep it, 200 MiB and more after batches of many
-    sizes, and two workers are to stay within 2 GiB.
-    """
+    """One run of one thread at a time in this process; the caller's number of threads comes back."""
     with one_at_a_time:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -199,8 +196,17 @@ def _alone():
             yield
         finally:
             torch.set_num_threads(threads)
-            if hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc
-                ctypes.CDLL(None).malloc_trim(0)
+            _give_back()
+
+
+def _give_back() -> None:
+    """Gives free memory back to the system, so that two workers and who waits for them stay within 2 GiB.
+
+    The C library would keep it: 200 MiB and more after batches of many sizes.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):  # glibc
+        library.malloc_trim(0)
 
 
 def _pretrain_one(e: Experiment) -> str:
