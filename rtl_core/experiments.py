@@ -204,9 +204,8 @@ def _give_back() -> None:
 
     The C library would keep it: 200 MiB and more after batches of many sizes.
     """
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):  # glibc
-        library.malloc_trim(0)
+    if platform.system() == "Linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _pretrain_one(e: Experiment) -> str:
