@@ -69,7 +69,8 @@ def latent_space(text: Encoded, vocab_size: int, dim: int) -> LatentSpace:
     if dim >= min(counts.shape):
         raise StudyError(
             f"a latent space of {dim} dimensions needs more than {dim} training documents and words; found "
-            f"{counts.shape[1]:,} documents and {vocab_size:,} words. Ask for fewer dimensions or use more text."
+            f"{counts.shape[1]:,} documents and {vocab_size:,} words. Ask for fewer "
+            "dimensions (--dim, or --hidden-size of a run) or use more text."
         )
     weights = 1 - _entropies(counts)
     weights[EOS_ID] = 0

@@ -36,8 +36,9 @@ def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -
     vectors = Embeddings.from_file(path, config.fold)
     if vectors.dim != config.dim:
         raise StudyError(
-            f"{path} has vectors of {vectors.dim} dimensions, {config.dim} expected. Ask for {vectors.dim}, "
-            f"or make a smaller file: Embeddings.from_file(PATH).reduced({config.dim}).to_word2vec(NEW)."
+            f"{path} has vectors of {vectors.dim} dimensions, {config.dim} expected. Ask for {vectors.dim} (--dim, "
+            "or --hidden-size of a run), or make a smaller file: "
+            f"Embeddings.from_file(PATH).reduced({config.dim}).to_word2vec(NEW)."
         )
     words = tuple(word for word in vocabulary.words[2:] if word in vectors)
     if not words:
