@@ -26,7 +26,7 @@ from rtl_core.corpora.labelled import LABELLED, check_at_hand
 from rtl_core.corpora.vocabulary import UNK_ID
 from rtl_core.criteria import fast_bf16
 from rtl_core.language_model import LSTMLanguageModel, save_model
-from rtl_core.pretrain import Pretrained, pretrain
+from rtl_core.pretrain import Pretrained, lm, pretrain
 from rtl_core.results import Record, document_sums
 from rtl_core.scoring import ledger_of, nats_by_context, perplexity, token_nats
 from rtl_core.storage import StudyError, atomic, project_root, results_dir, say, unknown
@@ -263,11 +263,9 @@ def _make_lstm(e: Experiment) -> Record:
 
 def _leaked(text: Text, bilm, layer: int | None) -> Text:
     """Returns the text with features that have read the token which they help to predict: a mistake, on purpose."""
-    from rtl_core.pretrain.lm import token_states
-
     parts = {split: getattr(text, split) for split in SPLITS}
     return replace(
-        text, **{s: replace(part, features=token_states(bilm, part, layer)) for s, part in parts.items()}
+        text, **{s: replace(part, features=lm.token_states(bilm, part, layer)) for s, part in parts.items()}
     )
 
 
