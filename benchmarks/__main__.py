@@ -23,12 +23,13 @@ import psutil
 import torch
 from torch import nn
 
-from benchmarks import counting, pretraining, row
+from benchmarks import counting, criteria, pretraining, row
 from rtl_core.batches import stream_batches
-from rtl_core.config import NAMED, Experiment
+from rtl_core.config import Experiment
 from rtl_core.embeddings import Embeddings
 from rtl_core.experiments import environment, fit_language_model, run
 from rtl_core.storage import project_root, read_json, write_json
+from rtl_core.studies import NAMED
 from rtl_core.texts import text_of
 from rtl_core.training import RowwiseAdamW, clip_gradients
 from rtl_core.transfer import build_model
@@ -200,6 +201,7 @@ BENCHMARKS = {
     "steps": steps,
     "fast": fast,
     "quality": quality,
+    "criteria": criteria.all_rows,
     "counting": counting.all_rows,
     "pretraining": pretraining.all_rows,
     "study-quick": lambda: study("quick"),
@@ -213,7 +215,14 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all but quality, study-laptop"
     )
-    names = parser.parse_args().names or ["steps", "fast", "counting", "pretraining", "study-quick"]
+    names = parser.parse_args().names or [
+        "steps",
+        "fast",
+        "criteria",
+        "counting",
+        "pretraining",
+        "study-quick",
+    ]
     path = project_root() / "benchmarks" / "results.json"
     before = read_json(path)["rows"] if path.exists() else []
     rows = []

@@ -7,10 +7,11 @@ from rtl_core.corpora import load_corpus
 from rtl_core.corpora.corpus import Corpus, Document
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
-from rtl_core.experiments import grid, run, run_all
+from rtl_core.experiments import run, run_all
 from rtl_core.pretrain import Pretrained, pretrain
 from rtl_core.results import Record, load_results
 from rtl_core.storage import StudyError
+from rtl_core.studies import grid
 
 __all__ = [
     "Corpus", "Document", "Embeddings", "Experiment", "PretrainConfig", "Pretrained", "Record", "StudyError",

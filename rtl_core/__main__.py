@@ -9,9 +9,10 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from rtl_core.catalogue import LEAKY
-from rtl_core.config import CHOICES, NAMED, SCORE_CONTEXTS, STUDY_SIZES, Experiment, PretrainConfig
+from rtl_core.choices import CHOICES
+from rtl_core.config import SCORE_CONTEXTS, Experiment, PretrainConfig
 from rtl_core.storage import StudyError, results_dir
+from rtl_core.studies import NAMED, STUDY_SIZES, grid
 
 DESCRIPTION = "Can word embeddings trained for other tasks improve a neural language model?"
 
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
     study = add("study", _study, "run every arm of the study and print the table")
     study.add_argument("--size", choices=tuple(STUDY_SIZES), default="quick")
+    study.add_argument(
+        "--seconds", type=float, help="train every arm about this long, not for equally many epochs"
+    )
     study.add_argument("--workers", type=int, help="processes (default: one a core)")
     study.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler to run on instead")
 
@@ -90,9 +94,11 @@ def _add_settings(parser: argparse.ArgumentParser, config: type, leave_out: tupl
     types_of = typing.get_type_hints(config)
     for f in (f for f in fields(config) if f.name not in leave_out):
         kinds = typing.get_args(types_of[f.name]) or (types_of[f.name],)
-        optional = types.NoneType in kinds
+        optional, words = types.NoneType in kinds, f.metadata.get("words", ())
 
-        def read(text: str, kind=kinds[0], optional=optional):
+        def read(text: str, kind=kinds[0], optional=optional, words=words):
+            if text in words:
+                return text
             return None if optional and text == "none" else kind(text)
 
         read.__name__ = kinds[0].__name__  # argparse names it in its messages
@@ -178,7 +184,6 @@ def _pretrain(arguments) -> None:
 
 def _run(arguments) -> int:
     from rtl_core import run
-    from rtl_core.experiments import grid
 
     given = {f.name: getattr(arguments, f.name) for f in fields(Experiment) if hasattr(arguments, f.name)}
     base = Experiment()
@@ -199,13 +204,20 @@ def _run(arguments) -> int:
 
 def _study(arguments) -> None:
     from rtl_core import compare, figures, run_all
-    from rtl_core.experiments import grid
     from rtl_core.results import load_results, record_rows
     from rtl_core.tables import markdown_table
 
-    records = run_all(grid(arguments.size), arguments.workers, arguments.scheduler)
+    size, runs = STUDY_SIZES[arguments.size], grid(arguments.size)
+    across, baseline = size.across, None
+    if arguments.seconds is not None:
+        from rtl_core.doctor import trained_for
+
+        runs = trained_for(runs, arguments.seconds)
+        baseline = {name: getattr(Experiment, name) for name in across}  # whatever its epochs
+        across = (*across, "max_epochs")
+    records = run_all(runs, arguments.workers, arguments.scheduler)
     results = load_results("local").select(r.name for r in records)
-    table = compare(results)
+    table = compare(results, baseline, across=across, leaky=size.leaky)
     path = results_dir() / "local" / f"study-{arguments.size}.png"
     with figures.style():
         figures.save_figure(figures.plot_perplexity(table), path)
@@ -240,7 +252,7 @@ def _score(arguments) -> None:
 
 def _report(arguments) -> None:
     from rtl_core import compare, load_results, report
-    from rtl_core.experiments import grid, record_path
+    from rtl_core.experiments import record_path
     from rtl_core.results import record_rows
     from rtl_core.tables import markdown_table
 
@@ -252,9 +264,9 @@ def _report(arguments) -> None:
             print(f"wrote {path}", file=sys.stderr)
         return
     results = load_results(arguments.results)
-    if any(r.experiment["source"] == LEAKY for r in results.records):
-        print(f"left out: {LEAKY}, whose perplexity is no result", file=sys.stderr)
-        results = results.without(LEAKY)
+    if told := sorted({r.told for r in results.records} - {""}):
+        print(f"left out, because the perplexity is no result: {', '.join(told)}", file=sys.stderr)
+        results = results.honest
     rows = json.loads(record_rows(results).to_json(orient="records"))
     _show(arguments, rows, None if arguments.json else markdown_table(compare(results)))
 

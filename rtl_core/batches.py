@@ -15,8 +15,8 @@ class Batch(NamedTuple):
     """What an objective's `loss` receives.
 
     Shapes: inputs int64 (B, T); targets int64 (B, T) for a language model or a tagger, (B,) for a classifier;
-    mask bool (B, T), true at real tokens, or None when every token is real; features (B, T, F) of the targets,
-    or None where the text has none.
+    mask bool (B, T), true at real tokens, or None when every token is real; features (B, T, F) of the targets
+    and labels int64 (B, T), what a second task is to name there, or None where the text has none.
     """
 
     inputs: torch.Tensor
@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     mask: torch.Tensor | None = None
     fresh: bool = True  # the recurrent state is reset before this batch
     features: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
 
 
 def units(text: Encoded, context: str) -> tuple[np.ndarray, np.ndarray]:
@@ -67,12 +68,14 @@ def stream_batches(text: Encoded, batch_size: int, window: int, offset: int = 0)
     first = np.arange(offset + 1, offset + 1 + batch_size * length, length)  # target of each stream
     for start in range(0, length, window):
         stop = min(start + window, length)
-        features = _features(text, first[:, None] + np.arange(start, stop))
-        yield Batch(inputs[:, start:stop], targets[:, start:stop], None, start == 0, features)
+        beside = _beside(text, first[:, None] + np.arange(start, stop))
+        yield Batch(inputs[:, start:stop], targets[:, start:stop], None, start == 0, *beside)
 
 
-def _features(text: Encoded, positions: np.ndarray) -> torch.Tensor | None:
-    return None if text.features is None else torch.from_numpy(text.features[positions])
+def _beside(text: Encoded, positions: np.ndarray) -> Iterator[torch.Tensor | None]:
+    """Yields the features and the labels of tokens."""
+    for values in (text.features, text.labels):
+        yield None if values is None else torch.from_numpy(values[positions])
 
 
 def unit_batches(text: Encoded, context: str, batch_size: int, window: int, order=None) -> Iterator[Batch]:
@@ -107,7 +110,7 @@ def located_batches(text: Encoded, context: str, batch_size: int, window: int, o
                 torch.from_numpy(tokens[positions]),
                 None if mask.all() else mask,
                 begin == 0,
-                _features(text, positions),
+                *_beside(text, positions),
             )
             yield batch, positions
 

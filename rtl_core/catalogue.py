@@ -32,7 +32,9 @@ DOMAINS, FILES = "domain labels", "labelled files"  # what a source may need; th
 WORD2VEC = "Mikolov et al. 2013"
 PAPER = "Verwimp and Bellegarda 2019"
 NLL, NEGATIVE = "cross-entropy", "negative sampling"
-CONTEXTUAL = ("epochs", "pretrain_on", "readout", "occurrences", "encoder_layers", "layer")
+PLAIN = ("epochs", "pretrain_on")
+CONTEXTUAL = (*PLAIN, "readout", "occurrences", "encoder_layers", "layer")
+ENCODER = ("encoder",)  # of sources that the shared encoder can be trained for, which has no epochs
 
 SOURCES = {
     "random": Source("", "nothing", "none", "nothing", NOTHING, "the baseline", ()),
@@ -49,16 +51,20 @@ SOURCES = {
         "lsa", "a document's word counts", "least squares (SVD)", "document", NOTHING, "Bellegarda 2000",
         ("pretrain_on",),
     ),
-    "lm": Source("lm", "the next word", NLL, "all words before", NOTHING, "transfer within one task"),
-    "bilm": Source("lm", "the next word and the one before", NLL, "sentence", NOTHING, PAPER, CONTEXTUAL),
+    "lm": Source(
+        "lm", "the next word", NLL, "all words before", NOTHING, "transfer within one task", PLAIN + ENCODER
+    ),
+    "bilm": Source(
+        "lm", "the next word and the one before", NLL, "sentence", NOTHING, PAPER, CONTEXTUAL + ENCODER
+    ),
     "masked-lm": Source(
-        "masked_lm", "a hidden word", NLL, "paragraph", NOTHING, "Devlin et al. 2019", CONTEXTUAL
+        "masked_lm", "a hidden word", NLL, "paragraph", NOTHING, "Devlin et al. 2019", CONTEXTUAL + ENCODER
     ),
     "domain-sentence": Source(
-        "domain", "the domain of a sentence", NLL, "sentence", DOMAINS, PAPER, CONTEXTUAL, True
+        "domain", "the domain of a sentence", NLL, "sentence", DOMAINS, PAPER, CONTEXTUAL + ENCODER, True
     ),
     "domain-paragraph": Source(
-        "domain", "the domain of a paragraph", NLL, "paragraph", DOMAINS, PAPER, CONTEXTUAL, True
+        "domain", "the domain of a paragraph", NLL, "paragraph", DOMAINS, PAPER, CONTEXTUAL + ENCODER, True
     ),
     "domain-lsa": Source(
         "domain", "the cluster of a paragraph's document", NLL, "paragraph", NOTHING,
@@ -66,7 +72,7 @@ SOURCES = {
     ),
     "next-paragraph": Source(
         "pairs", "whether two paragraphs follow each other", NLL, "paragraph", NOTHING,
-        "Devlin et al. 2019", CONTEXTUAL, True,
+        "Devlin et al. 2019", CONTEXTUAL + ENCODER, True,
     ),
     "sentence-order": Source(
         "pairs", "which of two sentences came first", NLL, "sentence", NOTHING, "Lan et al. 2020",
@@ -197,3 +203,10 @@ def _joint(entries: list[Source]) -> Source:
     }
     settings = tuple(dict.fromkeys(name for e in entries for name in e.settings))
     return Source(module="", settings=settings, **words)
+
+
+def settings_of(name: str, encoder: str) -> tuple[str, ...]:
+    """Returns the settings that change a source: the shared encoder has no epochs of its own, but a read-out."""
+    own = [find(part).settings for part in parts_of(table_of(name))]
+    shared = tuple(setting for setting in CONTEXTUAL if setting != "epochs") + ENCODER
+    return tuple({s for used in own for s in (shared if encoder == "shared" and "encoder" in used else used)})

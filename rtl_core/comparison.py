@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
-from rtl_core.catalogue import LEAKY, SOURCES, base_of
+from rtl_core.catalogue import SOURCES, base_of
 from rtl_core.config import Experiment
 from rtl_core.results import ARM_FIELDS, BASELINE, NATS, Record, Results, grouped, select_arm
 from rtl_core.storage import StudyError, unknown
@@ -19,31 +19,38 @@ PERPLEXITIES = ("perplexity", "perplexity_stream", "perplexity_sentence")  # in 
 N_RESAMPLES = 2000  # of the documents, for an interval
 
 
-def compare(results: Results, baseline: dict | None = None, *, leaky: bool = False) -> pd.DataFrame:
+def compare(
+    results: Results, baseline: dict | None = None, *, across: tuple[str, ...] = (), leaky: bool = False
+) -> pd.DataFrame:
     """Returns one row an arm: perplexities, and its effect against the baseline, all other settings equal.
 
     Effect: difference of token-weighted mean nats (context document) over the seeds that both have, as per
     cent of perplexity. Its 95 % interval joins a bootstrap over documents with the variance over seeds; one
     seed has none: run SIZE=laptop for intervals. Failed runs are left out and counted in `attrs["failed"]`.
-    `baseline` says which arm that is, by values of `ARM_FIELDS`. `leaky`: an arm that was shown the words it had
-    to predict, for teaching, may stand beside honest ones.
+    `baseline` says which arm that is, by values of `ARM_FIELDS`. `across` names more settings in which arms may
+    differ, such as criterion; without it their differences make groups that are not compared. `leaky`: an arm
+    that was told what it cannot know (leaky-bilm, domain-oracle), for teaching, may stand beside honest ones.
     Raises: StudyError when no group of records has a baseline, or when such an arm is there unasked.
     """
-    shown = [r.name for r in results.records if r.experiment["source"] == LEAKY]
+    shown = {r.name: r.told for r in results.records if r.told}
     if shown and not leaky:
         raise StudyError(
-            f"{', '.join(shown)}: the source {LEAKY} sees the words that it must predict, so its perplexity is no "
-            'result. Leave it out with results.without("leaky-bilm"), or compare(…, leaky=True) to show the mistake.'
+            f"{', '.join(shown)}: {' and '.join(sorted(set(shown.values())))}, so the perplexity is no result. "
+            "Leave such runs out with results.honest, or compare(…, leaky=True) to show what it does."
         )
-    wanted = BASELINE | (baseline or {})
+    wanted, arm_fields = BASELINE | (baseline or {}), (*ARM_FIELDS, *across)
+    settings = [f.name for f in fields(Experiment) if f.name != "seed"]
+    for name in across:
+        if name not in settings:
+            raise unknown("setting", name, settings)
     for name in wanted:
-        if name not in ARM_FIELDS:
-            raise unknown("field of an arm", name, ARM_FIELDS)
-    groups = grouped(results)
-    bounds = {setting: _bounds(setting, groups) for setting in groups if ("model", "lstm") in setting}
+        if name not in arm_fields:
+            raise unknown("field of an arm", name, arm_fields)
+    groups = grouped(results, arm_fields)
+    bounds = {s: _bounds(s, groups, arm_fields) for s in groups if ("model", "lstm") in s}
     used = [seeds for beside in bounds.values() for seeds in beside]
     studies = {s: groups[s] for s in bounds if any(seeds not in used for seeds in groups[s].values())}
-    bases = {setting: select_arm(arms, wanted) for setting, arms in studies.items()}
+    bases = {setting: select_arm(arms, wanted, arm_fields) for setting, arms in studies.items()}
     if not any(bases.values()):
         raise _no_baseline(studies, wanted)
     rows = []
@@ -51,8 +58,9 @@ def compare(results: Results, baseline: dict | None = None, *, leaky: bool = Fal
         entries = [("baseline" if seeds is bases[setting] else "arm", seeds) for seeds in arms.values()]
         entries += [("bound", seeds) for seeds in bounds[setting]]
         described = {"settings": _differing(setting, studies), "lm_tokens": dict(setting)["lm_tokens"]}
-        rows += [row | described for row in _rows(results.documents, entries, bases[setting])]
+        rows += [row | described for row in _rows(results.documents, entries, bases[setting], across)]
     table = pd.DataFrame(sorted(rows, key=_order))
+    table.attrs["across"] = across
     whole = ("lm_tokens", "pretrain_epochs", "occurrences", "encoder_layers", "layer", "extra_tokens")
     table = table.astype(dict.fromkeys(whole, "Int64") | {"converged": "boolean"})
     table.attrs["failed"] = sum(r.status == "failed" for r in results.records)
@@ -80,7 +88,7 @@ def effect(arm: np.ndarray, baseline: np.ndarray, tokens: np.ndarray, seed: int 
     return dict(zip(names, map(float, (*percent, p))))
 
 
-def _bounds(setting: frozenset, groups: dict) -> list[dict[int, Record]]:
+def _bounds(setting: frozenset, groups: dict, arm_fields: tuple) -> list[dict[int, Record]]:
     """Returns the bounds of a group: n-grams of the same text, and the same LM trained on all text."""
     text = {item for item in setting if item[0] in TEXT_FIELDS}
     same = {item for item in setting if item[0] not in ("lm_tokens", "max_epochs")}
@@ -89,11 +97,11 @@ def _bounds(setting: frozenset, groups: dict) -> list[dict[int, Record]]:
         if ("model", "lstm") not in other and text <= other:
             found += arms.values()
         elif ALL_TEXT in other and ALL_TEXT not in setting and same <= other:
-            found.append(select_arm(arms, BASELINE))
+            found.append(select_arm(arms, BASELINE, arm_fields))
     return [seeds for seeds in found if seeds]
 
 
-def _rows(documents: pd.DataFrame, entries: list, base: dict[int, Record]) -> list[dict]:
+def _rows(documents: pd.DataFrame, entries: list, base: dict[int, Record], across: tuple) -> list[dict]:
     """Returns the row of each (role, seed → record): its settings, perplexities and effect against `base`."""
     names = {record.name for _, seeds in entries for record in seeds.values()}
     chosen = documents[documents["record"].isin(names)]
@@ -115,7 +123,7 @@ def _rows(documents: pd.DataFrame, entries: list, base: dict[int, Record]) -> li
         nats = sums["nats_document"]
         rows.append(
             {
-                **{name: first.experiment[name] for name in (*ARM_FIELDS, "corpus", "output_init", "model")},
+                **{name: first.experiment[name] for name in (*ARM_FIELDS, *across, "corpus", "model")},
                 "role": role,
                 "lm_tokens_used": first.text["lm_tokens"],
                 "vocab_size": first.text["vocab_size"],
@@ -152,6 +160,7 @@ def _order(row: dict) -> tuple:
         base != row["source"], places.index(base) if base in places else len(places),
         row["source"], row["readout"], row["input_mode"], row["pretrain_on"], row["pretrain_epochs"] or 0,
         row["occurrences"] or math.inf, row["encoder_layers"] or 0, row["layer"] or math.inf, row["fold"],
+        *(str(row[name]) for name in ARM_FIELDS if name not in ("pretrain_epochs", "occurrences")),
     )  # fmt: skip
 
 

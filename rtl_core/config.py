@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import get_args
 
 from rtl_core import catalogue
+from rtl_core.choices import CHOICES, REFUSED
 from rtl_core.storage import StudyError, file_sha256, unknown
 
-CHOICES = {
-    "model": ("lstm", "unigram", "kneser-ney"),
-    "readout": ("averaged", "input-layer"),
-    "fold": ("nothing", "case", "digits", "case+digits"),
-    "input_mode": ("finetuned", "frozen"),
-    "output_init": ("random", "tied"),
-    "criterion": ("sampled-softmax", "softmax"),
-    "train_context": ("stream", "document", "sentence"),
-    "schedule": ("one-cycle", "constant"),
-}
 SCORE_CONTEXTS = ("document", "stream", "sentence")
 # Raised by hand when a change of code changes results, so that an old model is never taken for a new one.
 RECIPE = {"pretrain": 1, "run": 2}
@@ -50,7 +41,7 @@ class _Config:
         for f in fields(self):
             value = getattr(self, f.name)
             bounds = f.metadata.get("range")
-            if not bounds or value is None and type(None) in get_args(f.type):
+            if not bounds or value is None and type(None) in get_args(f.type) or value in f.metadata["words"]:
                 continue
             kind = float if float in (f.type, *get_args(f.type)) else int
             number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -60,8 +51,9 @@ class _Config:
                 and not float(value).is_integer()
                 or not bounds[0] <= value <= bounds[1]
             ):
+                words = "".join(f", or {word}" for word in f.metadata["words"])
                 raise StudyError(
-                    f"{f.name} = {value!r} is not valid; give {kind.__name__}, {bounds[0]} to {bounds[1]}."
+                    f"{f.name} = {value!r} is not valid; give {kind.__name__}, {bounds[0]} to {bounds[1]}{words}."
                 )
             object.__setattr__(self, f.name, kind(value))  # 0 and 0.0 are one setting
 
@@ -79,9 +71,14 @@ class _Config:
 
     def settled(self):
         """Returns a copy in which every setting that changes nothing for this source has its default."""
-        used = catalogue.find(self.source).settings
-        own = {f.name: f for f in fields(self) if f.metadata.get("of_sources")}
-        return replace(self, **{n: f.default for n, f in own.items() if f.metadata["of_sources"] not in used})
+        used = catalogue.settings_of(self.source, self.encoder)
+        inert = {}
+        for f in fields(self):
+            other, needed = f.metadata.get("where") or ("", ())
+            of_sources = f.metadata.get("of_sources")
+            if of_sources and of_sources not in used or needed and getattr(self, other) not in needed:
+                inert[f.name] = f.default
+        return replace(self, **inert)
 
     def changed(self) -> dict:
         """Returns the settings that matter and are not at their default: what identity is made of.
@@ -102,13 +99,14 @@ class _Config:
         return cls(**values)
 
 
-def _setting(default, meaning: str, low=None, high=None, of_sources: str | None = None):
-    """A field with its meaning (also its help text) and, for numbers, the valid range.
+def _setting(default, meaning: str, *bounds, of_sources: str | None = None, where=None, words=()):
+    """A field with its meaning (also its help text) and, for numbers, the least and the largest that are valid.
 
-    `of_sources`: the name under which a source of the catalogue says that this setting matters to it.
+    `words` are valid beside numbers. `of_sources`: the name under which a source of the catalogue says that this
+    setting matters to it. `where`: another setting and those of its values with which this one matters.
     """
-    valid = None if low is None else (low, high)
-    return field(default=default, metadata={"help": meaning, "range": valid, "of_sources": of_sources})
+    metadata = {"help": meaning, "range": bounds, "of_sources": of_sources, "where": where, "words": words}
+    return field(default=default, metadata=metadata)
 
 
 # What these settings mean, in PretrainConfig and in Experiment
@@ -118,6 +116,8 @@ EPOCHS = "passes of pre-training; none: the source's own default"
 PRETRAIN_ON = "pre-training text: corpus (all its training text), lm-split (the LM's own), or another corpus"
 LAYERS = "layers of the encoder; none: the source's own default"
 LAYER = "which layer's states are averaged, 1 the lowest; none: the top"
+ENCODER = "own: the source's own model and epochs; shared: one encoder, the same text and updates for every objective"
+SEVERAL_LAYERS = ("n_layers", range(2, 17))
 FOLD = "spellings of a file: vectors made equal: case, digits (every one to 0), case+digits, nothing"
 
 
@@ -132,6 +132,7 @@ class PretrainConfig(_Config):
     epochs: int | None = _setting(None, EPOCHS, 1, 1000, of_sources="epochs")
     encoder_layers: int | None = _setting(None, LAYERS, 1, 24, of_sources="encoder_layers")
     layer: int | None = _setting(None, LAYER, 1, 48, of_sources="layer")
+    encoder: str = _setting("own", ENCODER, of_sources="encoder")
     fold: str = _setting("nothing", FOLD, of_sources="fold")
     seed: int = _setting(0, "random seed", 0, 2**31)
 
@@ -190,19 +191,81 @@ class Experiment(_Config):
     pretrain_on: str = _setting("corpus", PRETRAIN_ON, of_sources="pretrain_on")
     encoder_layers: int | None = _setting(None, LAYERS, 1, 24, of_sources="encoder_layers")
     layer: int | None = _setting(None, LAYER, 1, 48, of_sources="layer")
+    encoder: str = _setting("own", ENCODER, of_sources="encoder")
     fold: str = _setting("nothing", FOLD, of_sources="fold")
     # transfer
-    input_mode: str = _setting("finetuned", "whether the LM trains the embeddings it received")
-    output_init: str = _setting("random", "output layer: its own, or tied to the input table")
-    input_rms: float = _setting(0.3, "root mean square at which the centred table enters", 1e-6, 1e6)
+    input_init: str = _setting(
+        "pretrained", "input table: the source's, or random (the source is for the output)"
+    )
+    input_mode: str = _setting(
+        "finetuned",
+        "finetuned: trained on; frozen: kept; concatenated: kept, beside a trained table; projected: kept, behind "
+        "a trained linear map; gated: a learnt mixture with a trained table, word by word; l2sp: trained, but held "
+        "near its start; words without a vector of the source are trained in every mode",
+    )
+    l2sp: float = _setting(
+        0.001,
+        "of l2sp: factor of the squared distance from the start that is added to the mean loss",
+        0.0,
+        1e6,
+        where=("input_mode", ("l2sp",)),
+    )
+    warmup_frozen: int = _setting(
+        0, "epochs of training before the input table thaws (finetuned, l2sp)", 0, 1000
+    )
+    output_init: str = _setting(
+        "random", "output weights: random; tied: the input table itself; pretrained: the source's table"
+    )
+    output_mode: str = _setting(
+        "finetuned", "output weights: trained on (finetuned), or kept, only their bias trained (frozen)"
+    )
+    input_rms: float | str = _setting(
+        0.3,
+        "root mean square at which the centred table enters; learned: a trained factor, from the default on",
+        1e-6,
+        1e6,
+        words=("learned",),
+    )
+    # what the model is told of the preceding text, and a second task
+    context_feature: str = _setting("none", "vector of the document's preceding text, joined to every input")
+    auxiliary: str = _setting("none", "second task of the model, learnt at the same time")
+    auxiliary_weight: float = _setting(
+        0.1, "weight of the second task's loss", 0.0, 1e3, where=("auxiliary", ("domain",))
+    )
     # model
     model: str = _setting("lstm", "lstm, or one of the bounds")
     hidden_size: int = _setting(128, "LSTM units, also the embedding dimension", 2, 16384)
     n_layers: int = _setting(1, "LSTM layers", 1, 16)
+    inner_size: int | None = _setting(
+        None, "units of the layers below the last; none: hidden_size", 2, 16384, where=SEVERAL_LAYERS
+    )
     dropout: float = _setting(0.3, "dropout on the LSTM's inputs and outputs", 0.0, 0.95)
+    input_dropout: float | None = _setting(None, "dropout on the LSTM's inputs; none: as dropout", 0.0, 0.95)
+    layer_dropout: float | None = _setting(
+        None,
+        "dropout between layers, the same units all through a window; none: as dropout, others at every step",
+        0.0,
+        0.95,
+        where=SEVERAL_LAYERS,
+    )
+    embedding_dropout: float = _setting(0.0, "share of word types left out of each window", 0.0, 0.95)
+    weight_drop: float = _setting(0.0, "share of recurrent weights left out of each window", 0.0, 0.95)
     # training
     criterion: str = _setting("sampled-softmax", "training criterion; scoring is always exact")
-    n_samples: int = _setting(512, "words drawn for each batch by sampled softmax", 1, 10**7)
+    n_samples: int = _setting(
+        512, "words drawn for each batch by sampled softmax and NCE", 1, 10**7,
+        where=("criterion", ("sampled-softmax", "nce")),
+    )  # fmt: skip
+    sampling: str = _setting(
+        "unigram", "what they are drawn from", where=("criterion", ("sampled-softmax", "nce"))
+    )
+    label_smoothing: float = _setting(
+        0.0,
+        "share of the target spread over all words in training",
+        0.0,
+        0.9,
+        where=("criterion", ("softmax",)),
+    )
     train_context: str = _setting("stream", "where the state is reset in training and validation")
     batch_size: int = _setting(64, "parallel streams, documents or sentences", 1, 65536)
     window: int = _setting(35, "tokens of truncated back-propagation through time", 1, 10**6)
@@ -212,14 +275,25 @@ class Experiment(_Config):
     clip: float = _setting(1.0, "largest norm of the gradient of the mean loss", 1e-6, 1e6)
     max_epochs: int = _setting(8, "most passes over the LM's text", 1, 10_000)
     patience: int = _setting(2, "epochs without gain on validation before stopping", 1, 10_000)
+    average_from: int | None = _setting(
+        None,
+        "epoch from which on the mean of the weights is validated and kept; none: the last weights",
+        1,
+        10_000,
+    )
+    tuning: str = _setting("none", "equal-budget: the best of the same few trials, chosen on validation")
     seed: int = _setting(0, "random seed, of the pre-training too", 0, 2**31)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.output_init == "tied" and self.input_mode == "frozen":
+        for settings, reason in REFUSED:
+            if all(getattr(self, name) in values for name, values in settings.items()):
+                given = ", ".join(f"{name} {getattr(self, name)}" for name in settings)
+                raise StudyError(f"{given}: {reason}.")
+        if self.warmup_frozen >= self.max_epochs:
             raise StudyError(
-                "input_mode frozen with output_init tied would freeze the output layer too; choose finetuned, "
-                "or output_init random."
+                f"warmup_frozen {self.warmup_frozen}, max_epochs {self.max_epochs}: the table would never thaw; "
+                f"choose input_mode frozen, or at most {self.max_epochs - 1} for warmup_frozen."
             )
 
     @property
@@ -245,78 +319,3 @@ class Experiment(_Config):
         if self.file_inputs:  # the same file under another name is the same experiment
             settings["source"] = re.sub("(file|hub):.*", r"\1:", settings["source"])
         return identity(settings, corpus_fingerprint, self.file_inputs, RECIPE)
-
-
-@dataclass(frozen=True)
-class StudySize(_Config):
-    """How much text and how many seeds: the same study at several sizes."""
-
-    seeds: int  # language models an arm, each with its own pre-training
-    settings: dict  # of Experiment
-    arms: tuple[dict, ...]  # each a change to the baseline: source random, fine-tuned
-    bound_epochs: int | None = None  # passes over all training text for the upper bound; None: left out
-
-
-FEW_ARMS = (
-    {"source": "random"},
-    {"source": "random", "input_mode": "frozen"},
-    {"source": "word2vec-sg"},
-    {"source": "word2vec-sg", "input_mode": "frozen"},
-    {"source": "word2vec-cbow"},
-    {"source": "domain-sentence"},
-    {"source": "domain-paragraph"},
-    {"source": "permuted:word2vec-sg"},
-)
-# Every source that needs no labelled files, and the controls.
-ALL_ARMS = (
-    *FEW_ARMS,
-    *(
-        {"source": name}
-        for name in (
-            "fasttext", "glove", "lsa", "lm", "bilm", "masked-lm", "domain-lsa", "next-paragraph",
-            "sentence-order", "spectrum:word2vec-sg", "untrained:bilm",
-        )
-    ),
-)  # fmt: skip
-
-# Sources trained on labelled files (data/README.md), beside their baseline.
-TASK_ARMS = tuple({"source": name} for name in ("random", "pos", "ner", "sentiment", "nli", "translation"))
-
-SMOKE = {
-    "vocab_size": 500,
-    "hidden_size": 8,
-    "lm_tokens": 4_000,
-    "valid_tokens": 1_000,
-    "test_tokens": 2_000,
-    "n_samples": 64,
-    "batch_size": 8,
-    "max_epochs": 1,
-    "pretrain_epochs": 1,
-}
-
-LAPTOP = {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}
-
-STUDY_SIZES = {
-    "smoke": StudySize(1, SMOKE, FEW_ARMS),
-    "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 10_000, "test_tokens": 50_000}, FEW_ARMS),
-    "laptop": StudySize(3, LAPTOP, ALL_ARMS, bound_epochs=2),
-    "tasks": StudySize(3, LAPTOP, TASK_ARMS),
-    "full": StudySize(5, {"lm_tokens": 1_000_000}, ALL_ARMS, bound_epochs=3),
-}
-
-NAMED = {
-    # WikiText-2 at its full vocabulary in two epochs. Chosen on validation perplexity (stream): dropout 0 or 0.1,
-    # peak 0.006 or 0.01, input_rms 0.15 or 1.
-    "wikitext-2-fast": Experiment(
-        corpus="wikitext-2",
-        vocab_size=None,
-        hidden_size=200,
-        output_init="tied",
-        dropout=0.1,
-        input_rms=0.15,
-        n_samples=1024,
-        batch_size=32,
-        learning_rate=1e-2,
-        max_epochs=2,
-    ),
-}

@@ -1,81 +1,73 @@
-"""How the output layer is trained, and how it is scored: always exactly, by the full softmax in float32."""
-
-import os
-from functools import cache
+"""How the output layer is trained, and how it is scored: always exactly, by its own model in float32."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rtl_core.config import Experiment, derive_seed
+from rtl_core.softmax import LogNormaliser, SoftmaxLoss, fast_bf16, matmul, token_nats
 from rtl_core.training import device
 
-BLOCK_TOKENS, BLOCK_WORDS = 256, 1024  # logits held at a time while scoring: 1 MiB stays in cache
-# A product in bf16 is compiled for every new shape and kept. Batches of sentences have many shapes: a thousand kept
-# ones held 500 MiB in pre-training a masked language model, sixteen take no longer.
-for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_name, "16")
-SAFE_LOGIT = 70.0  # exp(70) times any vocabulary is a float32
 
+def make_output(
+    experiment: Experiment, weight: nn.Parameter | None, counts: np.ndarray, sparse: bool = False
+):
+    """Returns the output layer of an experiment: an OutputLayer on `weight` (V, D), or an AdaptiveSoftmax.
 
-@cache
-def fast_bf16(device_type: str = "cpu") -> bool:
-    """Returns whether the processor multiplies bf16 matrices in hardware (elsewhere it is slower than fp32)."""
-    if device_type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    found = torch.cpu.get_capabilities() if device_type == "cpu" else {}
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-
-
-def matmul(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
-    """Returns a @ b in float32, the product itself in bf16 if asked for. Shapes: (N, D), (D, M) -> (N, M)."""
-    return (a.bfloat16() @ b.bfloat16()).float() if bf16 else a @ b
-
-
-class LogNormaliser(torch.autograd.Function):
-    """log of the sum over j of exp(h · w_j + b_j); its gradient reuses the exponentials of the forward pass.
-
-    Three passes over the (N, S) logits forward and one backward, against ten of the plain expression.
+    `counts` (V,) are the word counts of the LM's text. Adaptive softmax has tables of its own and takes no weight.
     """
+    if experiment.criterion == "adaptive-softmax":
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(experiment.seed, "adaptive-softmax"))
+            return AdaptiveSoftmax(counts, experiment.hidden_size)
+    kind = NoiseContrastive if experiment.criterion == "nce" else OutputLayer
+    n_samples = None if experiment.criterion == "softmax" else experiment.n_samples
+    return kind(weight, counts, n_samples, sparse, experiment.sampling, experiment.label_smoothing)
 
-    @staticmethod
-    def forward(ctx, hidden, weight, bias, bf16: bool):
-        """Returns the log normaliser. Shapes: hidden (N, D), weight (S, D), bias (S,) -> (N,)."""
-        logits = matmul(hidden, weight.T, True).add_(bias) if bf16 else torch.addmm(bias, hidden, weight.T)
-        largest = logits.amax(1, keepdim=True)
-        exponentials = logits.sub_(largest).exp_()
-        total = exponentials.sum(1, keepdim=True)
-        ctx.save_for_backward(hidden, weight, exponentials, total)
-        ctx.bf16 = bf16
-        return (largest + total.log()).squeeze(1)
 
-    @staticmethod
-    def backward(ctx, gradient):
-        """Returns the gradients of hidden, weight and bias: the softmax, weighted by `gradient` (N,)."""
-        hidden, weight, exponentials, total = ctx.saved_tensors
-        share = exponentials.mul(gradient[:, None] / total)  # (N, S)
-        of_bias = share.sum(0)
-        if ctx.bf16:  # converted once for both products
-            share, weight, hidden = share.bfloat16(), weight.bfloat16(), hidden.bfloat16()
-        return (share @ weight).float(), (share.T @ hidden).float(), of_bias, None
+def sampling_distribution(counts: np.ndarray, name: str = "unigram") -> torch.Tensor:
+    """Returns the probability that each word is drawn: proportional to count + 1, or log-uniform. float64 (V,).
+
+    Log-uniform is Zipf's law over the frequency ranks r = 1 … V: log((r + 1) / r) / log(V + 1).
+    Source: the candidate sampler of Jean et al. 2015's successors in TensorFlow, log_uniform_candidate_sampler.
+    """
+    if name == "log-uniform":
+        ranks = torch.from_numpy(frequency_ranks(counts)).double() + 1
+        return torch.log1p(1 / ranks) / np.log(len(counts) + 1)
+    frequency = torch.from_numpy(np.asarray(counts, dtype=np.float64) + 1)
+    return frequency / frequency.sum()
+
+
+def frequency_ranks(counts: np.ndarray) -> np.ndarray:
+    """Returns the rank of each word, 0 the most frequent; ties in order of id. int64 (V,)."""
+    ranks = np.empty(len(counts), dtype=np.int64)
+    ranks[np.argsort(-np.asarray(counts, dtype=np.float64), kind="stable")] = np.arange(len(counts))
+    return ranks
 
 
 class OutputLayer(nn.Module):
     """A linear layer over the vocabulary, its bias started at the log of the training text's word frequencies.
 
-    Shapes: weight (V, D), bias (V,); q (V,), the sampling distribution, proportional to count + 1.
+    Shapes: weight (V, D), bias (V,); q (V,), the sampling distribution.
     """
 
     def __init__(
-        self, weight: nn.Parameter, counts: np.ndarray, n_samples: int | None = None, sparse: bool = False
+        self,
+        weight: nn.Parameter,
+        counts: np.ndarray,
+        n_samples: int | None = None,
+        sparse: bool = False,
+        sampling: str = "unigram",
+        label_smoothing: float = 0.0,
     ):
         super().__init__()
-        frequency = torch.from_numpy(np.asarray(counts, dtype=np.float64) + 1)
-        log_q = (frequency / frequency.sum()).log().float()
+        log_q = sampling_distribution(counts, sampling).log().float()
         self.weight = weight
-        self.bias = nn.Parameter(log_q.clone())
+        self.bias = nn.Parameter(sampling_distribution(counts).log().float())
         self.n_samples = n_samples  # None: full softmax
         self.sparse = sparse  # gradients of the sampled rows only: for training.RowwiseAdamW
+        self.label_smoothing = label_smoothing
         self.bf16 = fast_bf16(device().type)
         self.register_buffer("log_q", log_q, persistent=False)
         self.cumulative_q = log_q.double().exp().cumsum(0)  # on the CPU: not every device has float64
@@ -85,9 +77,20 @@ class OutputLayer(nn.Module):
         if not self.training:
             return self.nats(hidden, targets).sum()
         if self.n_samples is None:
-            logits = matmul(hidden, self.weight.T, self.bf16) + self.bias
-            return F.cross_entropy(logits, targets, reduction="sum")
+            return self.full_loss(hidden, targets)
         return self.sampled_loss(hidden, targets, self.sample(hidden.device))
+
+    def full_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the summed loss of the full softmax, a share of each target spread evenly over all words.
+
+        log Z - (1 - ε) s_y - ε mean(s): the mean logit needs the mean row of the table alone.
+        Source: Szegedy et al. 2016, section 7.
+        """
+        total = SoftmaxLoss.apply(hidden, self.weight, self.bias, targets, self.bf16)
+        if self.label_smoothing:
+            rows, bias = self.weight[targets] - self.weight.mean(0), self.bias[targets] - self.bias.mean()
+            total = total + self.label_smoothing * ((hidden * rows).sum() + bias.sum())
+        return total
 
     def sample(self, where) -> torch.Tensor:
         """Returns `n_samples` word ids drawn with replacement from q, shared by the batch. Shape (S,)."""
@@ -105,47 +108,108 @@ class OutputLayer(nn.Module):
         Shapes: hidden (N, D), targets (N,), sample (S,).
         Source: Ma and Collins 2018, equation 5 (ranking objective); Jean et al. 2015, section 3.
         """
-        n_samples = len(sample)
-        rows = torch.cat([targets, sample])
-        weight, bias = F.embedding(rows, self.weight, sparse=self.sparse), self.bias[rows]
-        correction = self.log_q[rows] + float(np.log(n_samples))
-        n = len(targets)
-        true = (hidden * weight[:n]).sum(1) + bias[:n]  # (N,)
-        noise = LogNormaliser.apply(hidden, weight[n:], bias[n:] - correction[n:], self.bf16)  # (N,)
-        normaliser = torch.logaddexp(noise, true - correction[:n])
+        true, noise_rows, noise_bias, of_true = self.gathered(hidden, targets, sample)
+        noise = LogNormaliser.apply(hidden, noise_rows, noise_bias, self.bf16)  # (N,)
+        normaliser = torch.logaddexp(noise, true - of_true)
         return (normaliser - true).sum()
 
-    @torch.no_grad()
-    def nats(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Returns -log p(target) of each token under the exact softmax in float32.
+    def gathered(self, hidden: torch.Tensor, targets: torch.Tensor, sample: torch.Tensor):
+        """Returns what a loss on a sample is made of, by one look-up in the table.
 
-        The logits exist only a block of tokens × words at a time. Where the sizes of states and weights prove
-        that no exponential can overflow, the normaliser is summed without first looking for the largest logit.
-
-        Shapes: hidden (N, D), targets (N,) -> (N,).
+        The true words' logits (N,), the drawn words' rows (S, D) and bias less log(S q) (S,), and the true words'
+        log(S q) (N,).
         """
-        hidden, weight = hidden.float(), self.weight.float()
-        largest = hidden.norm(dim=1).max() * weight.norm(dim=1).max() + self.bias.abs().max()
-        blocks = list(zip(weight.split(BLOCK_WORDS), self.bias.split(BLOCK_WORDS)))
-        safe = bool(largest < SAFE_LOGIT)
-        normaliser = torch.cat([_log_normaliser(part, blocks, safe) for part in hidden.split(BLOCK_TOKENS)])
-        return normaliser - (hidden * weight[targets]).sum(1) - self.bias[targets]
+        rows, n = torch.cat([targets, sample]), len(targets)
+        weight, bias = F.embedding(rows, self.weight, sparse=self.sparse), self.bias[rows]
+        correction = self.log_q[rows] + float(np.log(len(sample)))
+        true = (hidden * weight[:n]).sum(1) + bias[:n]
+        return true, weight[n:], bias[n:] - correction[n:], correction[:n]
+
+    @torch.no_grad()
+    def nats(self, hidden: torch.Tensor, targets: torch.Tensor, bf16: bool = False) -> torch.Tensor:
+        """Returns -log p(target) of each token under the exact softmax in float32. Shapes: (N, D), (N,) -> (N,).
+
+        `bf16`: the products with the vocabulary in bf16, for validation during training only.
+        """
+        return token_nats(hidden.float(), self.weight.float(), self.bias.float(), targets, bf16)
 
 
-def affine(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Returns hidden @ weight.T + bias in float32. Shapes: (n, D), (m, D), (m,) -> (n, m).
+class NoiseContrastive(OutputLayer):
+    """An output layer trained to tell the text's words from words drawn from q: noise-contrastive estimation."""
 
-    On an x86 processor by oneDNN, through the operator that torch's compiler uses: as exact as the default product
-    (MKL's), which takes twice as long on AMD's processors.
+    def sampled_loss(self, hidden: torch.Tensor, targets: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """Returns the summed binary loss: the true word is data, the S draws that the batch shares are noise.
+
+        A word is data with probability σ(s - log(S q)), so that s itself comes to be log p: the normaliser is fixed
+        at 1, where the bias, log unigram frequencies, starts it. The value is no perplexity's.
+
+        Shapes: hidden (N, D), targets (N,), sample (S,).
+        Source: Gutmann and Hyvärinen 2010, equation 8; Mnih and Teh 2012, equations 8 to 10.
+        """
+        true, noise_rows, noise_bias, of_true = self.gathered(hidden, targets, sample)
+        noise = matmul(hidden, noise_rows.T, self.bf16) + noise_bias  # (N, S)
+        return F.softplus(of_true - true).sum() + F.softplus(noise).sum()
+
+
+class AdaptiveSoftmax(nn.Module):
+    """One softmax over the frequent words and an entry for each cluster of rarer ones, and one within each cluster.
+
+    Clusters end at 1/16, 1/4 and all of the vocabulary in order of frequency; the states of a cluster are reduced
+    to 1/4 and 1/16 of their dimension. Biases start at the log of the training text's frequencies. Unlike
+    torch.nn.AdaptiveLogSoftmaxWithLoss it is scored in blocks, whatever the vocabulary, and starts at the unigram.
+
+    Shapes: counts (V,), hidden states (N, dim).
+    Source: Grave et al. 2017, section 4.
     """
-    if hidden.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "none", [], "")
-    return torch.addmm(bias, hidden, weight.T)
+
+    def __init__(self, counts: np.ndarray, dim: int):
+        super().__init__()
+        size = len(counts)
+        edges = [max(1, size // 16), max(2, size // 4)]
+        ranks = torch.from_numpy(frequency_ranks(counts))
+        frequency = torch.empty(size).index_copy_(0, ranks, sampling_distribution(counts).float())  # by rank
+        first, *others = frequency.tensor_split(edges)
+        self.head = _linear(dim, torch.cat([first, torch.stack([part.sum() for part in others])]))
+        inner = [max(1, dim // 4 ** (i + 1)) for i in range(len(others))]
+        self.tails = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, width, bias=False), _linear(width, part / part.sum()))
+            for width, part in zip(inner, others)
+        )
+        self.bf16 = fast_bf16(device().type)
+        self.register_buffer("ranks", ranks, persistent=False)
+        self.register_buffer("edges", torch.tensor(edges), persistent=False)
+
+    def loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Returns the summed loss in nats, exact. Shapes: hidden (N, dim), targets (N,)."""
+        if not self.training:
+            return self.nats(hidden, targets).sum()
+        return sum(
+            SoftmaxLoss.apply(states, table.weight, table.bias, words, self.bf16)
+            for states, table, words, _ in self._parts(hidden, targets)
+        )
+
+    @torch.no_grad()
+    def nats(self, hidden: torch.Tensor, targets: torch.Tensor, bf16: bool = False) -> torch.Tensor:
+        """Returns -log p(target) of each token under this model in float32. Shapes: (N, dim), (N,) -> (N,)."""
+        out = torch.zeros(len(targets), device=hidden.device)
+        for states, table, words, chosen in self._parts(hidden.float(), targets):
+            out[chosen] += token_nats(states, table.weight, table.bias, words, bf16)
+        return out
+
+    def _parts(self, hidden: torch.Tensor, targets: torch.Tensor):
+        """Yields one softmax after the other: states, table, the words' places in it, and which tokens need it."""
+        ranks = self.ranks[targets]
+        cluster = torch.bucketize(ranks, self.edges, right=True)  # 0: in the head
+        places = torch.where(cluster == 0, ranks, self.edges[0] - 1 + cluster)
+        yield hidden, self.head, places, cluster >= 0
+        for i, (project, table) in enumerate(self.tails):
+            chosen = cluster == i + 1
+            yield project(hidden[chosen]), table, ranks[chosen] - self.edges[i], chosen
 
 
-def _log_normaliser(hidden: torch.Tensor, blocks: list, safe: bool) -> torch.Tensor:
-    """Returns the log of the sum of exponentials over the vocabulary, of (weight, bias) in blocks. (n, D) -> (n,)."""
-    logits = (affine(hidden, weight, bias) for weight, bias in blocks)  # (n, block)
-    if safe:
-        return torch.stack([block.exp_().sum(1) for block in logits]).sum(0).log()
-    return torch.stack([block.logsumexp(1) for block in logits]).logsumexp(0)
+def _linear(dim: int, probabilities: torch.Tensor) -> nn.Linear:
+    """Returns a linear layer whose bias starts at the log of `probabilities` (n,)."""
+    layer = nn.Linear(dim, len(probabilities))
+    nn.init.normal_(layer.weight, std=dim**-0.5)
+    layer.bias.data = probabilities.log()
+    return layer

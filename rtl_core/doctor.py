@@ -9,19 +9,21 @@ import torch
 
 from rtl_core.batches import Batch
 from rtl_core.catalogue import table_of
-from rtl_core.config import STUDY_SIZES, Experiment
+from rtl_core.config import Experiment
 from rtl_core.corpora import corpora_table
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
-from rtl_core.experiments import environment, grid
+from rtl_core.experiments import environment
 from rtl_core.results import load_results
 from rtl_core.storage import StudyError
+from rtl_core.studies import STUDY_SIZES, grid
+from rtl_core.texts import text_of
 from rtl_core.training import RowwiseAdamW, device
 from rtl_core.transfer import build_model
 
 
 def step_seconds(e: Experiment, vocab_size: int = 10_000, steps: int = 12) -> float:
-    """Returns the seconds of one training step of an experiment on the device here, on random word ids.
+    """Returns the seconds of one training step of an experiment on the device here, on words drawn by Zipf's law.
 
     On one thread, as each worker of a study has it.
     """
@@ -30,11 +32,13 @@ def step_seconds(e: Experiment, vocab_size: int = 10_000, steps: int = 12) -> fl
     generator = np.random.default_rng(0)
     words = tuple(map(str, range(vocab_size)))
     table = generator.standard_normal((vocab_size, e.hidden_size), dtype=np.float32)
+    shares = 1 / np.arange(2, vocab_size + 2)
     model = build_model(
-        e, Vocabulary(words, (1,) * vocab_size), Embeddings(words, table, {}), np.ones(vocab_size)
+        e, Vocabulary(words, (1,) * vocab_size), Embeddings(words, table, {}), 1e6 * shares
     ).to(device())
     optimiser = RowwiseAdamW(model.parameters(), fused=True)
-    ids = torch.from_numpy(generator.integers(vocab_size, size=(e.batch_size, e.window))).to(device())
+    drawn = generator.choice(vocab_size, (e.batch_size, e.window), p=shares / shares.sum())
+    ids = torch.from_numpy(drawn).to(device())
     times = []
     for _ in range(steps):
         started = time.perf_counter()
@@ -46,6 +50,31 @@ def step_seconds(e: Experiment, vocab_size: int = 10_000, steps: int = 12) -> fl
         times.append(time.perf_counter() - started)
     torch.set_num_threads(threads)
     return float(np.median(times[2:]))
+
+
+def trained_for(experiments: list[Experiment], seconds: float) -> list[Experiment]:
+    """Returns the experiments with max_epochs such that training each takes about `seconds` here; bounds as they are.
+
+    By the measured seconds of a step on one thread and the steps of an epoch; validation is not counted. Arms
+    compared at equal time may so have had unequal numbers of epochs, each with a whole learning-rate schedule.
+    Raises: StudyError when not one epoch of some arm fits.
+    """
+    arms = {e.replace(seed=0) for e in experiments if e.model == "lstm"}  # seeds of an arm share its epochs
+    epoch = {}
+    for arm in arms:
+        text = text_of(arm)
+        steps = len(text.train) / (arm.batch_size * arm.window)
+        epoch[arm] = steps * step_seconds(arm, len(text.vocabulary))
+    slowest = max(epoch, key=epoch.get, default=None)
+    if slowest and epoch[slowest] > seconds:
+        raise StudyError(
+            f"not one epoch fits into {seconds:g} s: with criterion {slowest.criterion} one takes about "
+            f"{epoch[slowest]:.0f} s here; give --seconds {epoch[slowest] + 1:.0f} or more, or less text."
+        )
+    return [
+        e.replace(max_epochs=int(seconds / epoch[e.replace(seed=0)])) if e.model == "lstm" else e
+        for e in experiments
+    ]
 
 
 def study_seconds(workers: int | None = None) -> dict[str, float]:

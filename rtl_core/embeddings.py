@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rtl_core.config import CHOICES
+from rtl_core.choices import CHOICES
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.storage import StudyError, atomic, file_sha256, unknown
 

@@ -1,4 +1,4 @@
-"""From settings to records: run one experiment, run a grid, know every grid by its name."""
+"""From settings to records: run one experiment, run a grid."""
 
 import ctypes
 import os
@@ -20,19 +20,22 @@ from tqdm import tqdm
 from rtl_core import bounds
 from rtl_core.batches import stream_batches, unit_batches
 from rtl_core.catalogue import LEAKY, base_of, parts_of, table_of
-from rtl_core.config import NAMED, SCORE_CONTEXTS, STUDY_SIZES, Experiment, derive_seed
+from rtl_core.config import SCORE_CONTEXTS, Experiment, derive_seed
+from rtl_core.context import save_reader, with_context
 from rtl_core.corpora.corpus import SPLITS
 from rtl_core.corpora.labelled import LABELLED, check_at_hand
 from rtl_core.corpora.vocabulary import UNK_ID
-from rtl_core.criteria import fast_bf16
-from rtl_core.language_model import LSTMLanguageModel, save_model
+from rtl_core.embeddings import Embeddings
+from rtl_core.language_model import LSTMLanguageModel
 from rtl_core.pretrain import Pretrained, lm, pretrain
 from rtl_core.results import Record, document_sums
-from rtl_core.scoring import ledger_of, nats_by_context, perplexity, token_nats
-from rtl_core.storage import StudyError, atomic, project_root, results_dir, say, unknown
+from rtl_core.scoring import label_scores, ledger_of, nats_by_context, perplexity, token_nats
+from rtl_core.softmax import fast_bf16
+from rtl_core.storage import StudyError, atomic, project_root, results_dir, say
 from rtl_core.texts import (
     Text,
     extra_tokens,
+    feature_documents,
     fingerprint_of,
     forget,
     pretraining_corpus,
@@ -40,28 +43,12 @@ from rtl_core.texts import (
     vocabulary_of,
 )
 from rtl_core.training import Diverged, History, Optimisation, device, fit
-from rtl_core.transfer import build_model
+from rtl_core.transfer import build_model, save_model
+from rtl_core.tuning import Trial, best_trial, trials_of
 
 # Threads of one worker share torch's random generator: two runs at once would not be reproducible.
 one_at_a_time = threading.Lock()
 VERSIONS = ("torch", "numpy", "gensim", "pandas", "scikit-learn")
-
-
-def grid(name: str) -> list[Experiment]:
-    """Returns the experiments of a named grid: a study size (every arm × seed, and the bounds), or one run.
-
-    Raises: StudyError for an unknown name.
-    """
-    if name in NAMED:
-        return [NAMED[name]]
-    if name not in STUDY_SIZES:
-        raise unknown("study size or experiment", name, (*STUDY_SIZES, *NAMED))
-    size = STUDY_SIZES[name]
-    base = Experiment(**size.settings)
-    arms = [base.replace(seed=seed, **arm) for arm in size.arms for seed in range(size.seeds)]
-    simple = [base.replace(model=model) for model in ("unigram", "kneser-ney")]
-    everything = [base.replace(lm_tokens=None, max_epochs=size.bound_epochs)] if size.bound_epochs else []
-    return [*everything, *arms, *simple]  # the longest first, so that no worker is left waiting at the end
 
 
 def record_path(e: Experiment):
@@ -230,16 +217,19 @@ def _make_lstm(e: Experiment) -> Record:
     pretrained = _pretrained(e, e.pretraining)
     if leaky:
         text = _leaked(text, pretrained.model, e.layer)
-    n_features = e.hidden_size if leaky else 0
-    model = build_model(e, text.vocabulary, pretrained.embeddings, text.lm_counts, n_features).to(device())
-    history = fit_language_model(e, model, text)
-    if history.interrupted:
-        raise KeyboardInterrupt
+    text, reader = with_context(e, text)
+
+    def train(e: Experiment) -> Trial:
+        model = untrained_model(e, text, pretrained.embeddings)
+        return Trial(e, model, fit_language_model(e, model, text))
+
+    (chosen, model, history), trials = best_trial(e, train)
     facts = pretrained.embeddings.provenance
     coverage = pretrained.embeddings.coverage(text.vocabulary)
     common = {
         "pretrained": {"provenance": facts, "scores": pretrained.scores, "coverage": coverage},
         "history": history.rows,
+        "trials": trials,
         "training_seconds": sum(row["seconds"] for row in history.rows),
         "pretraining_seconds": facts.get("seconds", 0.0),
     }
@@ -253,12 +243,25 @@ def _make_lstm(e: Experiment) -> Record:
         common |= {"converged": history.converged, "scoring_seconds": time.perf_counter() - started}
         best = min(row["valid_loss"] for row in history.rows)
         common["scores"] = {f"valid_perplexity_{e.train_context}": float(np.exp(best))}
+        common["scores"] |= label_scores(model, text.test) | (reader.scores(text.test) if reader else {})
         name = record_path(e).stem
         if not leaky:  # a text of one's own has no such features
-            save_model(model_dir(name), model, text.vocabulary, e, text.corpus.tokenizer)
+            save_model(model_dir(name), model, text.vocabulary, chosen, text.corpus.tokenizer)
+            save_reader(model_dir(name), reader)
         record = _store(e, text, nats, common)
-    checkpoint_path(e).unlink(missing_ok=True)
+    for trial in trials_of(e):
+        checkpoint_path(trial).unlink(missing_ok=True)
     return record
+
+
+def untrained_model(e: Experiment, text: Text, embeddings: Embeddings) -> LSTMLanguageModel:
+    """Returns the model to be trained on a text and its features, with a second task where the text has labels."""
+    n_features = 0 if text.train.features is None else text.train.features.shape[1]
+    model = build_model(e, text.vocabulary, embeddings, text.lm_counts, n_features)
+    if text.train.labels is not None:
+        seed = derive_seed(e.seed, "auxiliary")
+        model.learn_labels(e.hidden_size, len(text.corpus.domains), e.auxiliary_weight, seed)
+    return model.to(device())
 
 
 def _leaked(text: Text, bilm, layer: int | None) -> Text:
@@ -276,16 +279,21 @@ def checkpoint_path(e: Experiment):
 
 def fit_language_model(e: Experiment, model: LSTMLanguageModel, text: Text) -> History:
     """Returns the history of training `model` on the LM's text, validated in the context it is trained in."""
-    optimisation = Optimisation(e.learning_rate, e.schedule, e.max_epochs, e.patience, e.weight_decay, e.clip)
+    optimisation = Optimisation(
+        e.learning_rate, e.schedule, e.max_epochs, e.patience, e.weight_decay, e.clip,
+        average_from=e.average_from,
+    )  # fmt: skip
 
     def batches(epoch: int):
+        model.table.held = epoch < e.warmup_frozen
         order = np.random.default_rng(derive_seed(e.seed, "order", epoch))
         if e.train_context == "stream":
             return stream_batches(text.train, e.batch_size, e.window, int(order.integers(e.window)))
         return unit_batches(text.train, e.train_context, e.batch_size, e.window, order)
 
     def validate() -> float:
-        loss = float(token_nats(model, text.valid, e.train_context).mean(dtype=np.float64))
+        nats = token_nats(model, text.valid, e.train_context, bf16=model.output.bf16)
+        loss = float(nats.mean(dtype=np.float64))
         if not loss < 2 * np.log(len(text.vocabulary)):  # NaN too; a uniform guess has log V
             raise Diverged(f"the validation loss became {loss:.3g} nats")
         return loss
@@ -325,6 +333,7 @@ def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
             "test_documents": len(text.test.document_ids),
             "unk_share": float(np.mean(text.test.tokens == UNK_ID)),
             "extra_tokens": extra_tokens(e, text, read),
+            **_feature_facts(e, text),
         },
         environment=environment(),
         **facts | {"scores": measured | facts.get("scores", {})},
@@ -337,6 +346,14 @@ def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
             ledger.to_parquet(temporary, compression="zstd", index=False)
     record.save(results_dir() / "local", None if ledger is None else document_sums(ledger, corpus.domains))
     return record
+
+
+def _feature_facts(e: Experiment, text: Text) -> dict:
+    """Returns what stands behind a context feature: its name and the running tokens that its reader learnt from."""
+    if e.context_feature == "none":
+        return {}
+    tokens = sum(d.n_tokens for d in feature_documents(e, text))
+    return {"context_feature": e.context_feature, "feature_tokens": tokens}
 
 
 def environment() -> dict:

@@ -272,9 +272,8 @@ def _range(table: pd.DataFrame, base: float) -> tuple[float, float]:
 
 
 def _draw_row(ax, place: int, row, base: float) -> None:
-    colours = {"finetuned": "#0072B2", "frozen": "#D55E00"}  # of okabe_ito; shapes say the same
     bound, frozen = row["role"] == "bound", row["input_mode"] == "frozen"
-    colour = "0.35" if bound else colours[row["input_mode"]]
+    colour = "0.35" if bound else "#D55E00" if frozen else "#0072B2"  # of okabe_ito; shapes say the same
     marker = "D" if bound else "s" if frozen else "o"
     control = row["source"] != base_of(
         row["source"]

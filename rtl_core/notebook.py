@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import pandas as pd
 
 from rtl_core import figures
-from rtl_core.config import STUDY_SIZES
 from rtl_core.corpora import load_corpus
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import unknown
+from rtl_core.studies import STUDY_SIZES
 from rtl_core.tables import effect_text, labels
 
 # Followed through the notebooks: common words, words of one domain, words of several meanings.

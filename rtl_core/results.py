@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rtl_core.catalogue import LEAKY
+from rtl_core.choices import ORACLE
 from rtl_core.config import SCORE_CONTEXTS, Experiment
 from rtl_core.storage import StudyError, atomic, read_json, results_dir, unknown, write_json
 
@@ -15,8 +17,9 @@ NATS = tuple(f"nats_{context}" for context in SCORE_CONTEXTS)
 DOCUMENT_COLUMNS = ("document", "domain", "tokens", *NATS)
 # what may differ from the baseline
 ARM_FIELDS = (
-    "source", "readout", "occurrences", "pretrain_epochs", "pretrain_on", "encoder_layers", "layer", "fold",
-    "input_mode",
+    "source", "readout", "occurrences", "pretrain_epochs", "pretrain_on", "encoder_layers", "layer", "encoder",
+    "fold", "input_init", "input_mode", "l2sp", "warmup_frozen", "output_init", "output_mode",
+    "context_feature", "auxiliary", "auxiliary_weight",
 )  # fmt: skip
 BASELINE = {"source": "random", "input_mode": "finetuned"}
 
@@ -35,6 +38,7 @@ class Record:
         default_factory=dict
     )  # test_perplexity_document, …_stream, …_sentence, valid_perplexity
     history: list = field(default_factory=list)  # one row an epoch
+    trials: list = field(default_factory=list)  # of tuning, one row each; the rest is of the chosen one
     converged: bool | None = None  # false: the last epoch still gained over 1 %; None: nothing was trained
     training_seconds: float = 0.0
     pretraining_seconds: float = 0.0
@@ -62,6 +66,14 @@ class Record:
         safe = (re.sub(r"[^A-Za-z0-9.-]+", "_", part)[-60:] for part in parts)
         return "-".join((*safe, self.identity[:10]))
 
+    @property
+    def told(self) -> str:
+        """What the model was told of its test text that nobody knows beforehand, for teaching; "" of honest ones."""
+        if self.experiment["source"] == LEAKY:
+            return f"the source {LEAKY} sees the words that it must predict"
+        feature = self.experiment["context_feature"]
+        return f"the feature {feature} is the document's true label" if feature == ORACLE else ""
+
     def save(self, folder: Path, documents: pd.DataFrame | None) -> Path:
         """Returns the path of the JSON; `documents` (see `document_sums`; None: a failed run) lies beside it.
 
@@ -86,12 +98,13 @@ class Record:
         """Returns the record in `path`. Raises: StudyError when it is cut short or of another schema."""
         values = read_json(path)
         names = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names or values["schema"] != cls.schema:
+        whole = isinstance(values, dict) and set(values) | {"trials"} == names
+        if not whole or values["schema"] != cls.schema:
             found = sorted(values) if isinstance(values, dict) else type(values).__name__
             raise StudyError(
                 f"{path} is no record of schema {cls.schema} (found {found}); delete it and run again."
             )
-        # a setting that came later has its default
+        # what came later (trials, settings) has its default
         return cls(**values | {"experiment": Experiment.from_dict(values["experiment"]).to_dict()})
 
 
@@ -111,6 +124,11 @@ class Results:
             )
         chosen = [record for record in self.records if record.name in wanted]
         return Results(chosen, self.documents[self.documents["record"].isin(wanted)])
+
+    @property
+    def honest(self) -> "Results":
+        """The records of models that were told nothing of their test text: see `Record.told`."""
+        return self.select(r.name for r in self.records if not r.told)
 
     def without(self, source: str) -> "Results":
         """Returns the records of all other sources."""
@@ -226,13 +244,15 @@ def _not_finite(value, place: str):
         yield place, value
 
 
-def grouped(results: Results) -> dict[frozenset, dict[tuple, dict[int, Record]]]:
+def grouped(
+    results: Results, arm_fields: tuple = ARM_FIELDS
+) -> dict[frozenset, dict[tuple, dict[int, Record]]]:
     """Returns setting → arm → seed → finished record; a setting is every field but the arm's and the seed."""
     groups: dict = {}
     done = (r for r in results.records if r.status == "done")
     for record in sorted(done, key=lambda r: (r.experiment["seed"], r.name)):
         values = record.experiment | {"corpus_fingerprint": record.text["corpus_fingerprint"]}
-        seed, arm = values.pop("seed"), tuple(values.pop(name) for name in ARM_FIELDS)
+        seed, arm = values.pop("seed"), tuple(values.pop(name) for name in arm_fields)
         seeds = groups.setdefault(frozenset(values.items()), {}).setdefault(arm, {})
         if seed in seeds:
             raise StudyError(
@@ -243,11 +263,20 @@ def grouped(results: Results) -> dict[frozenset, dict[tuple, dict[int, Record]]]
     return groups
 
 
-def select_arm(arms: dict, wanted: dict) -> dict[int, Record]:
-    """Returns the seeds of the one arm that has the `wanted` values; {} when there is none."""
-    found = [seeds for arm, seeds in arms.items() if wanted.items() <= dict(zip(ARM_FIELDS, arm)).items()]
+def select_arm(arms: dict, wanted: dict, arm_fields: tuple = ARM_FIELDS) -> dict[int, Record]:
+    """Returns the seeds of the one arm that has the `wanted` values, of several the plainest; {} when none has.
+
+    Plainest: every other field of an arm at its default.
+    Raises: StudyError when that leaves several.
+    """
+    named = {arm: dict(zip(arm_fields, arm)) for arm in arms}
+    found = [arm for arm in arms if wanted.items() <= named[arm].items()]
     if len(found) > 1:
-        raise StudyError(
-            f"{len(found)} arms have {wanted}; say which is the baseline by more of {ARM_FIELDS}."
-        )
-    return found[0] if found else {}
+        plain = {f.name: f.default for f in fields(Experiment) if f.name in arm_fields} | wanted
+        plainest = [arm for arm in found if named[arm] == plain]
+        if len(plainest) != 1:
+            raise StudyError(
+                f"{len(found)} arms have {wanted}; say which is the baseline by more of {arm_fields}."
+            )
+        found = plainest
+    return arms[found[0]] if found else {}

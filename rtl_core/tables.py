@@ -6,21 +6,23 @@ from pathlib import Path
 import pandas as pd
 
 from rtl_core.catalogue import CONTROLS, OUTSIDE, PLACEHOLDERS, SOURCES
+from rtl_core.choices import ORACLE
+from rtl_core.config import Experiment
 from rtl_core.results import Results
 
 GROUP = ["corpus", "lm_tokens", "settings"]  # rows that share these are compared
 BOUNDS = {"lstm": "random, all text", "kneser-ney": "Kneser-Ney 5-gram", "unigram": "unigram"}
-MODES = {"finetuned": "fine-tuned", "frozen": "frozen"}
+MODES = {"finetuned": "fine-tuned", "l2sp": "L2-SP"}  # the others go by their own names
 
 
 def labels(table: pd.DataFrame) -> list[str]:
     """Returns the name of each row of `compare`, as tables and figures show it."""
-    arms = table[table["role"] != "bound"]
+    arms, across = table[table["role"] != "bound"], table.attrs.get("across", ())
     several = arms.groupby("source")["pretrain_epochs"].nunique(dropna=False).max() > 1
-    return [_label(row, several) for _, row in table.iterrows()]
+    return [_label(row, several, across) for _, row in table.iterrows()]
 
 
-def _label(row, with_epochs: bool) -> str:
+def _label(row, with_epochs: bool, across: tuple) -> str:
     mark = "" if pd.isna(row["converged"]) or row["converged"] else " (not converged)"
     if row["role"] == "bound":
         return f"bound: {BOUNDS[row['model']]}{mark}"
@@ -34,9 +36,30 @@ def _label(row, with_epochs: bool) -> str:
         f"{row['encoder_layers']} layers": not pd.isna(row["encoder_layers"]),
         f"layer {row['layer']}": not pd.isna(row["layer"]),
         f"folded {row['fold']}": row["fold"] != "nothing",
+        f"{row['encoder']} encoder": row["encoder"] != "own",
     }
     details = ", ".join(note for note, shown in notes.items() if shown)
-    return f"{source}{f' ({details})' if details else ''}, {MODES[row['input_mode']]}{mark}"
+    return ", ".join([f"{source}{f' ({details})' if details else ''}", *_entering(row, across)]) + mark
+
+
+def _entering(row, across: tuple) -> list[str]:
+    """Returns how the table of an arm enters the model, and what else tells the arm from others."""
+    mode = MODES.get(row["input_mode"], row["input_mode"])
+    output = " ".join(MODES.get(part, part) for part in (row["output_init"], row["output_mode"]))
+    notes = {
+        mode: row["input_init"] == "pretrained",
+        f"{mode} random input": row["input_init"] != "pretrained",
+        f"held by {row['l2sp']:g}": row["input_mode"] == "l2sp",
+        f"frozen for {row['warmup_frozen']} epochs": row["warmup_frozen"],
+        "tied": row["output_init"] == "tied",
+        f"output {output}": row["output_init"] == "pretrained" or row["output_mode"] != "finetuned",
+        row["context_feature"]: row["context_feature"] not in ("none", ORACLE),
+        f"told the document's label ({ORACLE})": row["context_feature"] == ORACLE,
+        f"learns the {row['auxiliary']} too (weight {row['auxiliary_weight']:g})": row["auxiliary"] != "none",
+    }
+    # the first setting that arms differ in is always told, the others where they are not at their default
+    told = [name for name in across if name == across[0] or row[name] != getattr(Experiment, name)]
+    return [note for note, shown in notes.items() if shown] + [f"{name} {row[name]}" for name in told]
 
 
 def caption(table: pd.DataFrame) -> str:
@@ -102,7 +125,7 @@ def _markdown_rows(table: pd.DataFrame) -> str:
 def source_rows(results: Results | None = None) -> list[dict]:
     """Returns one row a source of the catalogue; its cost is the mean seconds of a table in the records."""
     seconds: dict[str, dict] = {}
-    for record in results.records if results else ():
+    for record in (r for r in results.records if r.experiment["encoder"] == "own") if results else ():
         account = record.pretrained.get("provenance", {})
         seconds.setdefault(record.experiment["source"], {})[account.get("seed")] = record.pretraining_seconds
     rows = []

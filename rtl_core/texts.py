@@ -5,9 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from rtl_core.choices import ORACLE
 from rtl_core.config import Experiment
 from rtl_core.corpora import load_corpus
-from rtl_core.corpora.corpus import Corpus, sample_documents
+from rtl_core.corpora.corpus import Corpus, Document, sample_documents
 from rtl_core.corpora.labelled import labelled_content
 from rtl_core.corpora.text import comparable, near_duplicates
 from rtl_core.corpora.vocabulary import Encoded, Vocabulary
@@ -116,15 +117,25 @@ def fingerprint_of(e: Experiment) -> str:
 
 
 def extra_tokens(e: Experiment, text: Text, provenance: dict) -> int | None:
-    """Returns the running tokens that pre-training or averaging read beyond the LM's own text.
+    """Returns the running tokens that pre-training, averaging or a context feature read beyond the LM's own text.
 
     None where that is not known: a file of vectors does not say what it was trained on.
     """
     if provenance["tokens_read"] is None:
         return None
-    outside = provenance.get("outside_tokens", 0)  # of labelled files
-    if not provenance["tokens_read"]:
-        return outside
-    own = set(text.train.document_ids) if e.pretrain_on in ("corpus", "lm-split", e.corpus) else set()
-    read = (d for d in pretraining_corpus(e).split("train") if d.domain or not provenance["labelled_only"])
-    return outside + sum(d.n_tokens for d in read if d.id not in own)
+    outside, own = provenance.get("outside_tokens", 0), e.pretrain_on in ("corpus", "lm-split", e.corpus)
+    read = {("", d.id): d for d in feature_documents(e, text)}
+    if provenance["tokens_read"]:
+        documents = pretraining_corpus(e).split("train")
+        labelled_only = provenance["labelled_only"]
+        read |= {("" if own else e.pretrain_on, d.id): d for d in documents if d.domain or not labelled_only}
+    of_model = {("", name) for name in text.train.document_ids}
+    return outside + sum(d.n_tokens for key, d in read.items() if key not in of_model)
+
+
+def feature_documents(e: Experiment, text: Text) -> list[Document]:
+    """Returns the documents that the reader behind a context feature has learnt from; the oracle has none."""
+    if e.context_feature in ("none", ORACLE):
+        return []
+    by_label = e.context_feature.endswith("domain-posterior")
+    return [d for d in text.corpus.split("train") if d.domain or not by_label]

@@ -15,16 +15,18 @@ from test_experiments import write_text
 from rtl_core import experiments, texts, training
 from rtl_core.__main__ import main
 from rtl_core.catalogue import SOURCES
-from rtl_core.config import CHOICES, FEW_ARMS, SCORE_CONTEXTS, STUDY_SIZES, Experiment
+from rtl_core.choices import CHOICES
+from rtl_core.config import SCORE_CONTEXTS, Experiment
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import results_dir
+from rtl_core.studies import FEW_ARMS, STUDY_SIZES
 
 COMMANDS = {
     "data": ("list", "get", "check"),
     "sources": ("--json",),
     "pretrain": ("--corpus", "--dim", "--seed", "--readout", "--epochs", "--neighbors", "--output"),
     "run": ("wikitext-2-fast", *(f"--{f.name.replace('_', '-')}" for f in fields(Experiment))),
-    "study": ("--size", "--workers", "--scheduler", *STUDY_SIZES),
+    "study": ("--size", "--seconds", "--workers", "--scheduler", *STUDY_SIZES),
     "score": ("model", "file", "--words"),
     "report": ("--results", "--write", "--promote"),
     "doctor": (),
@@ -191,7 +193,7 @@ def small_study(monkeypatch, folder_corpus):
     base = Experiment(corpus=folder_corpus, **SETTINGS)
     arms = [base.replace(**FEW_ARMS[i]) for i in (0, 1, 5)]
     runs = [*arms, base.replace(model="unigram"), base.replace(model="kneser-ney")]
-    monkeypatch.setattr(experiments, "grid", lambda name: runs)
+    monkeypatch.setattr("rtl_core.__main__.grid", lambda name: runs)
     return runs
 
 

@@ -15,14 +15,15 @@ import torch
 from conftest import DOMAINS
 
 from rtl_core import compare, experiments, load_results, run, run_all, scoring, storage, texts, training
-from rtl_core.config import FEW_ARMS, NAMED, RECIPE, STUDY_SIZES, Experiment
+from rtl_core.config import RECIPE, Experiment
 from rtl_core.corpora.corpus import Document
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
-from rtl_core.experiments import grid, model_dir, record_path
-from rtl_core.language_model import load_model
+from rtl_core.experiments import model_dir, record_path
 from rtl_core.scoring import token_nats
 from rtl_core.storage import StudyError, cache_dir, results_dir
+from rtl_core.studies import FEW_ARMS, NAMED, STUDY_SIZES, grid
+from rtl_core.transfer import load_model
 
 BASE = Experiment(
     corpus="tiny", hidden_size=8, n_samples=32, batch_size=8, window=20, max_epochs=3, lm_tokens=1000,
@@ -230,7 +231,7 @@ def test_a_huge_learning_rate_fails_without_an_exception(learning_rate, tiny):
 
 
 def test_validation_that_is_not_finite_fails_too(tiny, monkeypatch):
-    def not_a_number(model, text, context):
+    def not_a_number(model, text, context, bf16):
         return np.full(len(text), np.nan, np.float32)
 
     monkeypatch.setattr(experiments, "token_nats", not_a_number)
@@ -507,8 +508,8 @@ def test_a_study_has_every_arm_and_seed_and_the_bounds(name):
     arms = [e for e in runs if e.model == "lstm" and e.lm_tokens is not None]
     assert len(FEW_ARMS) == 8 and len(arms) == len(size.arms) * size.seeds
     for seed in range(size.seeds):
-        found = [(e.source, e.input_mode) for e in arms if e.seed == seed]
-        assert found == [(arm["source"], arm.get("input_mode", "finetuned")) for arm in size.arms]
+        found = [e for e in arms if e.seed == seed]
+        assert found == [Experiment(**size.settings | arm, seed=seed) for arm in size.arms]
     assert {e.model for e in runs} == {"lstm", "unigram", "kneser-ney"}
     assert len(everything) == (name in ("laptop", "full"))  # the same LM on all text
     assert all(e.source == "random" and e.test_tokens == arms[0].test_tokens for e in everything)

@@ -4,7 +4,9 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
+from rtl_core.config import Experiment
 from rtl_core.figures import describe_perplexity, plot_perplexity, save_figure, style
+from rtl_core.results import ARM_FIELDS
 from rtl_core.storage import StudyError
 
 NAN = float("nan")
@@ -13,10 +15,8 @@ NAN = float("nan")
 def row(source, seeds, effect=(NAN, NAN, NAN), **changes):
     """Returns a row as `compare` makes it."""
     perplexity = sum(seeds) / len(seeds)
-    return {
-        "source": source, "readout": "averaged", "pretrain_epochs": None, "input_mode": "finetuned",
-        "occurrences": None, "pretrain_on": "corpus", "encoder_layers": None,
-        "layer": None, "fold": "nothing", "lm_tokens_used": 350_004,
+    return {name: getattr(Experiment(), name) for name in ARM_FIELDS} | {
+        "source": source, "lm_tokens_used": 350_004,
         "corpus": "docstrings", "model": "lstm", "role": "arm", "vocab_size": 10_000, "unk_share": 0.021,
         "test_tokens": 150_000, "test_documents": 250, "n_seeds": len(seeds), "seeds": tuple(seeds),
         "perplexity": perplexity, "extra_tokens": 0, "converged": True, "settings": "", "lm_tokens": 350_000,

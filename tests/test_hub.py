@@ -301,7 +301,9 @@ def test_a_model_without_its_pooler_serves(folder, corpus, vocabulary):
 # What is not here, not whole or does not serve
 
 
-@pytest.mark.parametrize("name", ["bert-base-nowhere", "someone/nothing", "/nowhere/at/all", "a b", "../none"])
+@pytest.mark.parametrize(
+    "name", ["bert-base-nowhere", "someone/nothing", "/nowhere/at/all", "a b", "../none"]
+)
 def test_a_model_that_is_not_here_is_not_fetched(name, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(StudyError, match="is not on this machine.*hf download .*hub:PATH"):

@@ -13,11 +13,13 @@ from rtl_core.corpora.corpus import Document
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.criteria import OutputLayer
 from rtl_core.embeddings import Embeddings
-from rtl_core.language_model import InputTable, LSTMLanguageModel, load_model, make_lstm, save_model
+from rtl_core.input_layers import InputTable
+from rtl_core.language_model import LSTMLanguageModel
+from rtl_core.recurrent import make_lstm
 from rtl_core.scoring import ledger_of, nats_by_context, perplexity, token_nats
 from rtl_core.storage import StudyError
 from rtl_core.training import Optimisation, fit, mean_loss
-from rtl_core.transfer import build_model, input_table
+from rtl_core.transfer import build_model, input_table, load_model, save_model
 
 
 @pytest.fixture

@@ -17,14 +17,18 @@ from conftest import ROOT
 LAYERS = (
     ("storage",),
     ("catalogue",),
+    ("choices",),
     ("config",),
+    ("studies",),
     ("corpora",),
     ("texts", "batches", "embeddings"),
     ("training",),
+    ("softmax",),
     ("criteria",),
+    ("input_layers", "recurrent"),
     ("language_model",),
     ("pretrain",),
-    ("transfer",),
+    ("transfer", "tuning", "context"),
     ("scoring",),
     ("bounds", "slices"),
     ("results",),
@@ -39,10 +43,11 @@ LAYERS = (
 )
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 SHARED_BY_PRETRAINERS = ("encoder", "averaging", "classifier", "pretrained", "supervised")
+COMPARING = ("__init__", "objective")  # which bring the pretrainers together
 SLOW_TO_IMPORT = ("gensim", "umap", "IPython")
 OUTER = ("figures", "notebook", "exercises", "report", "doctor", "__main__")
 LIMITS = {"file": 300, "function": 40, "median function": 12, "nesting": 3, "parameters": 6}
-BUDGET = {"core": 4800, "figures and shell": 1200}
+BUDGET = {"core": 5800, "figures and shell": 1200}
 HOME = re.compile(r"/(?:home|Users|root)/\w|[A-Z]:\\+Users\\")
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|private|var|opt|usr|mnt)/|file:///|[A-Z]:\\\\?\w")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
@@ -84,7 +89,7 @@ def direction_faults(name: str, text: str) -> list[str]:
     for target in sorted(imported_modules(name, ast.parse(text))):
         other, _, sibling = target.partition("/")
         if other == part and rest:
-            free = part != "pretrain" or rest == "__init__" or sibling in SHARED_BY_PRETRAINERS
+            free = part != "pretrain" or rest in COMPARING or sibling in SHARED_BY_PRETRAINERS
             faults += [] if free else [f"{name} imports its sibling {target}"]
         elif RANK.get(other, len(LAYERS)) >= RANK[part]:
             faults.append(f"{name} imports {target}, which does not come before it")

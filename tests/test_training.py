@@ -1,6 +1,7 @@
 """One loop: same seed, same history; interrupted and resumed, the same weights."""
 
 import math
+import platform
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ from torch import nn
 
 from rtl_core.batches import Batch
 from rtl_core.storage import StudyError
-from rtl_core.training import Loss, Optimisation, RowwiseAdamW, clip_gradients, fit, mean_loss
+from rtl_core.training import (
+    AVERAGED_EVERY,
+    Loss,
+    Optimisation,
+    RowwiseAdamW,
+    RunningMean,
+    clip_gradients,
+    fit,
+    mean_loss,
+)
 
 
 class Regression(nn.Module):
@@ -217,3 +227,126 @@ def test_adagrad_takes_ever_smaller_steps():
     optimisation = Optimisation(0.5, "constant", 3, patience=3, clip=math.inf, method="adagrad")
     fit(slope, lambda epoch: [next(batches())], validate, optimisation)
     assert np.allclose(-np.diff([0, *places]), [0.5 / (i + 1) ** 0.5 for i in range(3)], atol=1e-3)
+
+
+# Averaged weights
+
+
+class Lookup(nn.Module):
+    """Squared error of looked-up rows, whose gradient is sparse, and of a dense map."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.linear = nn.Embedding(30, 4, sparse=True), nn.Linear(4, 1)
+        self.seen = []
+
+    def loss(self, batch, state=None):
+        """Returns the summed squared error; in training it notes the weights that it began with."""
+        if self.training:
+            self.seen.append([p.detach().double() for p in self.parameters()])
+        error = self.linear(self.table(batch.inputs)).squeeze(1) - batch.targets
+        return Loss(error.square().sum(), len(error))
+
+
+def lookups(epoch, steps=25):
+    generator = torch.Generator().manual_seed(epoch)
+    for _ in range(steps):
+        ids = torch.randint(20, (3,), generator=generator)  # ten rows are never touched
+        yield Batch(ids, ids.float())
+
+
+def averaged(checkpoint=None, source=lookups, **changes):
+    torch.manual_seed(0)
+    objective, validated = Lookup(), []
+
+    def validate():
+        validated.append([p.detach().clone() for p in objective.parameters()])
+        return mean_loss(objective, lookups(99))
+
+    settings = {"learning_rate": 0.05, "schedule": "constant", "max_epochs": 4, "patience": 9} | changes
+    history = fit(objective, source, validate, Optimisation(**settings), checkpoint=checkpoint)
+    return objective, history, validated
+
+
+def test_the_mean_of_the_weights_is_that_of_a_plain_loop_in_float64():
+    objective, _, validated = averaged(average_from=2)
+    plain, _, _ = averaged()
+    starts = plain.seen  # training goes on from the last weights, not from the mean
+    for mine, theirs in zip(objective.seen, starts):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs))
+    for epoch in (2, 3, 4):
+        taken = [
+            starts[25 * e + step + 1]  # what a step began with is what the step before it ended with
+            for e in range(1, epoch)
+            for step in range(0, 25, AVERAGED_EVERY)
+        ]
+        for index, found in enumerate(validated[epoch - 1]):
+            mean = torch.stack([weights[index] for weights in taken]).mean(0)
+            assert torch.allclose(found.double(), mean, atol=1e-6)
+    untouched = validated[3][0][20:]
+    assert torch.allclose(untouched.double(), starts[0][0][20:], rtol=1e-6)
+    assert torch.equal(validated[0][0].double(), starts[25][0])  # before, the last weights count
+
+
+def test_the_mean_is_what_validation_saw_and_what_is_kept():
+    objective, history, validated = averaged(average_from=1)
+    best = min(range(4), key=lambda i: history.rows[i]["valid_loss"])
+    for found, kept in zip(objective.parameters(), validated[best]):
+        assert torch.equal(found, kept)
+
+
+def test_a_mean_of_equal_weights_is_exact_and_leaves_the_weights_where_they_were():
+    parameter = nn.Parameter(torch.rand(7, 3))
+    mean = RunningMean([parameter])
+    with mean.in_place():
+        assert mean.values == []  # nothing taken yet: nothing changes
+    for _ in range(9):
+        mean.add()
+    before = parameter.detach().clone()
+    assert torch.equal(mean.values[0], before)
+    with torch.no_grad():
+        parameter.add_(1)
+    with pytest.raises(KeyError), mean.in_place():
+        assert torch.equal(parameter, before)
+        raise KeyError
+    assert torch.equal(parameter, before + 1)
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_an_averaged_run_resumed_equals_one_uninterrupted(tmp_path, stop_at):
+    expected, history, _ = averaged(average_from=2)
+    calls = []
+
+    def interrupted(epoch):
+        calls.append(epoch)
+        if len(calls) == stop_at + 2:
+            raise KeyboardInterrupt
+        return lookups(epoch)
+
+    checkpoint = tmp_path / "run.safetensors"
+    first = averaged(checkpoint, interrupted, average_from=2)[1]
+    assert first.interrupted and len(first.rows) == stop_at
+    objective, second, _ = averaged(checkpoint, average_from=2)
+    assert losses(second) == losses(history)
+    for a, b in zip(expected.parameters(), objective.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_memory_freed_by_a_step_is_there_for_the_next_one():
+    """A step's tensors of some MiB would be given back and taken again, at 256 page faults a MiB."""
+    if platform.system() != "Linux":
+        return
+    import resource
+
+    def faults():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    def step():
+        parts = [torch.ones(2**20) for _ in range(5)]  # 4 MiB each
+        return sum(part[0].item() for part in parts)
+
+    step()
+    before = faults()
+    for _ in range(20):
+        step()
+    assert faults() - before < 5 * 1024  # what one step touches; giving it back would make it 20 times that

@@ -44,13 +44,24 @@ class LatentSpace:
 
         Shape: float32 (N, D).
         """
-        ids, earlier = text.tokens, _earlier(text)
-        gains = (np.log((2 + earlier) / (1 + earlier)) * self.weights[ids]).astype(np.float32)
-        places = np.zeros((len(ids), len(self.strengths)), np.float32)
-        for start, end in pairwise(text.document_starts):
-            before = slice(start, end - 1)
-            np.cumsum(gains[before, None] * self.directions[ids[before]], axis=0, out=places[start + 1 : end])
-        return places
+        earlier = _earlier(text)
+        gains = (np.log((2 + earlier) / (1 + earlier)) * self.weights[text.tokens]).astype(np.float32)
+        return running_sums(text, self.directions, gains)
+
+
+def running_sums(text: Encoded, vectors: np.ndarray, gains: np.ndarray | None = None) -> np.ndarray:
+    """Returns for every token the sum of the vectors of what stands before it in its document, weighted by `gains`.
+
+    Shapes: vectors float32 (V, D), gains float32 (N,), None: 1 -> float32 (N, D), zeros at a document's beginning.
+    """
+    sums = np.zeros((len(text), vectors.shape[1]), np.float32)
+    for start, end in pairwise(text.document_starts):
+        before = slice(start, end - 1)
+        values = vectors[text.tokens[before]]
+        if gains is not None:
+            values *= gains[before, None]
+        np.cumsum(values, axis=0, out=sums[start + 1 : end])
+    return sums
 
 
 def document_counts(text: Encoded, vocab_size: int) -> sparse.csr_array:
@@ -125,11 +136,12 @@ def clustered(
             f"{len(train.document_ids)}. Give more documents, or cut long texts into several."
         )
     space = latent_space(train, len(vocabulary), min(dim, len(train.document_ids) - 1, len(vocabulary) - 1))
-    means = KMeans(n_clusters, n_init=4, random_state=seed % 2**32).fit(_unit(space.documents))
-    labels = means.predict(_unit(space.project(vocabulary.encode(corpus.documents))))
+    means = KMeans(n_clusters, n_init=4, random_state=seed % 2**32).fit(unit(space.documents))
+    labels = means.predict(unit(space.project(vocabulary.encode(corpus.documents))))
     documents = (replace(d, domain=f"cluster-{label:02}") for d, label in zip(corpus.documents, labels))
     return replace(corpus, documents=tuple(documents))
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Returns the vectors at length 1; zeros stay zeros. Shape (n, D)."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

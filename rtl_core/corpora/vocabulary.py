@@ -22,7 +22,8 @@ class Encoded:
 
     Shapes: tokens int32 (N,); document_starts, paragraph_starts, line_starts int64 (n + 1,), the last entry N;
     domains int64 (n_documents,), -1 where a document has no domain; features float32 (N, F) or None, what a
-    model may know beside the token before when it predicts a token.
+    model may know beside the token before when it predicts a token; labels int64 (N,) or None, what its second
+    task is to name there, -1: nothing.
     """
 
     tokens: np.ndarray
@@ -32,6 +33,7 @@ class Encoded:
     domains: np.ndarray
     document_ids: tuple[str, ...]
     features: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -39,6 +41,22 @@ class Encoded:
     def document_of(self, positions: np.ndarray) -> np.ndarray:
         """Returns the index of the document that holds each position."""
         return np.searchsorted(self.document_starts, positions, side="right") - 1
+
+    def select(self, chosen: np.ndarray) -> "Encoded":
+        """Returns the chosen documents, in the same order. Shapes: chosen bool (n_documents,)."""
+        kept = np.repeat(chosen, np.diff(self.document_starts))  # (N,)
+        new = np.concatenate([[0], np.cumsum(kept)])  # where a token that is kept goes to
+
+        def moved(starts: np.ndarray) -> np.ndarray:
+            return np.append(new[starts[:-1]][kept[starts[:-1]]], new[-1])
+
+        return Encoded(
+            self.tokens[kept],
+            *map(moved, (self.document_starts, self.paragraph_starts, self.line_starts)),
+            self.domains[chosen],
+            tuple(name for name, wanted in zip(self.document_ids, chosen) if wanted),
+            *(None if values is None else values[kept] for values in (self.features, self.labels)),
+        )
 
 
 @dataclass(frozen=True)

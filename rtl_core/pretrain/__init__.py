@@ -18,16 +18,20 @@ from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain.pretrained import Pretrained, provenance
 from rtl_core.storage import StudyError, cache_dir, lock_beside, read_json, say, write_json
 
-__all__ = ["Pretrained", "pretrain"]
+__all__ = ["Pretrained", "pretrain", "random_vectors"]
 Pretrainer = Callable[[Corpus, Vocabulary, PretrainConfig], Pretrained]
 
 
+def random_vectors(vocabulary: Vocabulary, dim: int, seed: int) -> Embeddings:
+    """Returns a Gaussian table of root mean square 1: what every other source is compared with."""
+    rng = np.random.default_rng(derive_seed(seed, "pretrain", "random"))
+    return Embeddings(vocabulary.words, rng.standard_normal((len(vocabulary), dim), dtype=np.float32), {})
+
+
 def _random(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
-    """A Gaussian table of root mean square 1: what every other source is compared with."""
-    rng = np.random.default_rng(derive_seed(config.seed, "pretrain", config.source))
-    table = rng.standard_normal((len(vocabulary), config.dim), dtype=np.float32)
     nothing = {"text": None, "text_fingerprint": None, "readout": None, "epochs": 0}
-    return Pretrained(Embeddings(vocabulary.words, table, provenance(config, corpus, 0, 0.0, **nothing)))
+    vectors = random_vectors(vocabulary, config.dim, config.seed)
+    return Pretrained(replace(vectors, provenance=provenance(config, corpus, 0, 0.0, **nothing)))
 
 
 def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
@@ -52,11 +56,12 @@ def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -
     return Pretrained(Embeddings(words, vectors.lookup(words)[0], facts))
 
 
-def _of(source: str) -> Pretrainer:
+def _of(config: PretrainConfig) -> Pretrainer:
     """The function that makes a source: here, or `pretrain` of the module that the catalogue names."""
     here = {"random": _random, "file": _from_file}
-    kind = source.partition(":")[0]
-    return here[kind] if kind in here else import_module(f"{__name__}.{find(source).module}").pretrain
+    kind, shared = config.source.partition(":")[0], config.encoder == "shared"
+    module = "objective" if shared else find(config.source).module
+    return here[kind] if kind in here else import_module(f"{__name__}.{module}").pretrain
 
 
 def pretrain(
@@ -69,7 +74,7 @@ def pretrain(
     Raises: StudyError for an unknown source or setting, with the nearest valid ones.
     """
     given = source.to_dict() if isinstance(source, PretrainConfig) else {"source": source}
-    config = PretrainConfig.from_dict(given | settings)
+    config = PretrainConfig.from_dict(given | settings).settled()  # what changes nothing, changes nothing
     vocabulary = vocabulary or Vocabulary.build(corpus.split("train"), 10_000)
     if config.source != config.base.source:
         return _control(config, corpus, vocabulary)
@@ -78,7 +83,7 @@ def pretrain(
     if config.source == "random":  # faster made than read
         return _random(corpus, vocabulary, config)
     if config.source == LEAKY:  # its model is what matters, and models are not kept
-        return _of(LEAKY)(corpus, vocabulary, config)
+        return _of(config)(corpus, vocabulary, config)
     path = _stored_at(config, corpus, vocabulary)
     return _load(path, config) or _train(path, config, corpus, vocabulary)
 
@@ -148,7 +153,7 @@ def _train(path: Path, config: PretrainConfig, corpus: Corpus, vocabulary: Vocab
         if done:
             return done
         say(f"training {config.source}, seed {config.seed}")
-        made = _of(config.source)(corpus, vocabulary, config)
+        made = _of(config)(corpus, vocabulary, config)
         made.embeddings.save(path.with_suffix(".safetensors"))
         write_json(path, {"scores": made.scores, "history": made.history})
     return made

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rtl_core.batches import Batch, Sequences
-from rtl_core.catalogue import find
+from rtl_core.catalogue import settings_of
 from rtl_core.config import PretrainConfig, derive_seed
 from rtl_core.storage import StudyError
 from rtl_core.training import device, to_device
@@ -60,7 +60,8 @@ def _earlier(ids: torch.Tensor) -> torch.Tensor:
 def check_layer(config: PretrainConfig, n_layers: int) -> None:
     """Raises: StudyError when an encoder of `n_layers` has not the layer that the config asks for."""
     if config.layer is not None and config.layer > n_layers:
-        more = ", or more encoder_layers" if "encoder_layers" in find(config.source).settings else ""
+        can = settings_of(config.source, config.encoder)
+        more = ", or more encoder_layers" if "encoder_layers" in can else ""
         raise StudyError(
             f"{config.source} has {n_layers} encoder layers and no layer {config.layer}; give layer 1 to "
             f"{n_layers}{more}."

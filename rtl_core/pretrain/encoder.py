@@ -8,7 +8,7 @@ from torch import nn
 
 from rtl_core.corpora.vocabulary import EOS, UNK
 from rtl_core.criteria import OutputLayer
-from rtl_core.language_model import InputTable
+from rtl_core.input_layers import InputTable
 from rtl_core.training import device
 
 N_BUCKETS = 20_000  # of character n-grams; several share a bucket

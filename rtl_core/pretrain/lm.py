@@ -40,9 +40,9 @@ class BidirectionalLanguageModel(nn.Module):
     Shapes: counts (V,), of the training text.
     """
 
-    def __init__(self, counts: np.ndarray, dim: int, n_layers: int):
+    def __init__(self, counts: np.ndarray, dim: int, n_layers: int, encoder: nn.Module | None = None):
         super().__init__()
-        self.encoder = BidirectionalEncoder(random_table(len(counts), dim), dim, n_layers)
+        self.encoder = encoder or BidirectionalEncoder(random_table(len(counts), dim), dim, n_layers)
         self.widths = (dim // 2, dim - dim // 2)
         self.outputs = nn.ModuleList(output_layer(counts, width) for width in self.widths)
 
@@ -76,9 +76,13 @@ def sentences(text: Encoded, cut: bool = False) -> Sequences:
     """
     lengths = np.diff(text.line_starts)
     whole = Sequences(text.tokens, text.line_starts[:-1], lengths, np.full(len(lengths), -1))
-    found = Sequences.of(text, "sentence") if cut else whole
+    return preceded(Sequences.of(text, "sentence") if cut else whole)
+
+
+def preceded(found: Sequences) -> Sequences:
+    """Returns sequences with the token before each, `<eos>` before the first of the text."""
     # shifted by one, each start is the place of the token before
-    shifted = np.concatenate([[EOS_ID], text.tokens]).astype(text.tokens.dtype)
+    shifted = np.concatenate([[EOS_ID], found.tokens]).astype(found.tokens.dtype)
     return replace(found, tokens=shifted, lengths=found.lengths + 1)
 
 
@@ -86,13 +90,13 @@ def sentences(text: Encoded, cut: bool = False) -> Sequences:
 def perplexities(model: BidirectionalLanguageModel, text: Sequences) -> dict[str, float]:
     """Returns the exact perplexity of each direction: two models, so never one number."""
     model.eval()
-    total, count = [0.0, 0.0], 0
+    total, count = {"forward": 0.0, "backward": 0.0}, 0
     for batch in text.batches():
-        for i, (output, hidden, targets) in enumerate(model.predictions(to_device(batch, device()))):
-            total[i] += output.nats(hidden, targets).sum().item()
+        both = model.predictions(to_device(batch, device()))
+        for name, (output, hidden, targets) in zip(total, both):
+            total[name] += output.nats(hidden, targets).sum().item()
         count += len(targets)
-    forward, backward = (math.exp(nats / count) for nats in total)
-    return {"forward_perplexity": forward, "backward_perplexity": backward}
+    return {f"{name}_perplexity": math.exp(total[name] / count) for name, _ in zip(total, both)}
 
 
 @torch.no_grad()

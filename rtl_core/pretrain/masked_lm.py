@@ -16,11 +16,11 @@ from rtl_core.batches import LONGEST, Batch, Sequences
 from rtl_core.config import PretrainConfig, derive_seed
 from rtl_core.corpora.corpus import SPLITS, Corpus
 from rtl_core.corpora.vocabulary import EOS_ID, Vocabulary
-from rtl_core.criteria import BLOCK_TOKENS
 from rtl_core.pretrain.averaging import check_layer, read_out
 from rtl_core.pretrain.classifier import accuracies
 from rtl_core.pretrain.encoder import INITIAL_RMS, output_layer, random_table
 from rtl_core.pretrain.pretrained import Pretrained, contextual, fit_pretrainer, seeded
+from rtl_core.softmax import BLOCK_TOKENS
 from rtl_core.training import Loss, Optimisation, device, mean_loss, to_device
 
 EPOCHS = 1
@@ -66,9 +66,9 @@ class TransformerEncoder(nn.Module):
 class MaskedLanguageModel(nn.Module):
     """Guesses the words that `hidden` has hidden. Shapes: counts (V,), of the training text."""
 
-    def __init__(self, counts: np.ndarray, dim: int, n_layers: int):
+    def __init__(self, counts: np.ndarray, dim: int, n_layers: int, encoder: nn.Module | None = None):
         super().__init__()
-        self.encoder = TransformerEncoder(len(counts), dim, n_layers)
+        self.encoder = encoder or TransformerEncoder(len(counts), dim, n_layers)
         self.output = output_layer(counts, dim)
 
     def predictions(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

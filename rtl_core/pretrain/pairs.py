@@ -52,11 +52,13 @@ def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> 
     return Pretrained(embeddings, accuracies(found, true) | {"test_pairs": len(true)}, rows, model)
 
 
-def drawn(text: Encoded, config: PretrainConfig, split: str, corpus: Corpus) -> Sequences:
+def drawn(
+    text: Encoded, config: PretrainConfig, split: str, corpus: Corpus, most: int | None = None
+) -> Sequences:
     """Returns pairs drawn with the seed, half of them label 1: all first members, then all second ones.
 
     Label 1: neighbours in their order. Label 0: for next-paragraph the second is no neighbour of the
-    first, for sentence-order the two are swapped.
+    first, for sentence-order the two are swapped. `most`: tokens of all pairs (None: MOST_TOKENS).
     Raises: StudyError when there are not two pairs.
     """
     level, rng = find(config.plain).context, np.random.default_rng(derive_seed(config.seed, "pairs", split))
@@ -65,7 +67,7 @@ def drawn(text: Encoded, config: PretrainConfig, split: str, corpus: Corpus) -> 
     other = _elsewhere(stretches[first], domains[first], rng)
     usable = rng.permutation(np.flatnonzero(other >= 0) if level == "paragraph" else len(first))
     size = np.cumsum(lengths[first[usable]] + lengths[first[usable] + 1])
-    chosen = usable[: np.searchsorted(size, MOST_TOKENS, side="right") // 2 * 2]
+    chosen = usable[: np.searchsorted(size, most or MOST_TOKENS, side="right") // 2 * 2]
     if not len(chosen):
         others = ", ".join(fitting(len(corpus.domains) > 1, but=config.plain))
         raise StudyError(

@@ -32,7 +32,8 @@ class Pretrained:
 def seeded(config: PretrainConfig, make: Callable[[], nn.Module]) -> nn.Module:
     """Returns `make()` on the device, its initial weights drawn from the seed of this pre-training."""
     with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(config.seed, "pretrain", config.plain))
+        purpose = config.plain if config.encoder == "own" else "shared"
+        torch.manual_seed(derive_seed(config.seed, "pretrain", purpose))
         return make().to(device())
 
 

@@ -1,0 +1,213 @@
+"""What is run together: the arms and sizes of the study, named experiments, and every grid by its name."""
+
+from dataclasses import dataclass
+
+from rtl_core.choices import CHOICES
+from rtl_core.config import Experiment
+from rtl_core.storage import unknown
+
+
+@dataclass(frozen=True)
+class StudySize:
+    """How much text and how many seeds: the same study at several sizes."""
+
+    seeds: int  # language models an arm, each with its own pre-training
+    settings: dict  # of Experiment
+    arms: tuple[dict, ...]  # each a change to the baseline: source random, fine-tuned
+    bound_epochs: int | None = None  # passes over all training text for the upper bound; None: left out
+    across: tuple[str, ...] = ()  # settings beside those of an arm in which the arms differ: see `compare`
+    leaky: bool = False  # one arm is told what it could not know: see `compare`
+
+
+FEW_ARMS = (
+    {"source": "random"},
+    {"source": "random", "input_mode": "frozen"},
+    {"source": "word2vec-sg"},
+    {"source": "word2vec-sg", "input_mode": "frozen"},
+    {"source": "word2vec-cbow"},
+    {"source": "domain-sentence"},
+    {"source": "domain-paragraph"},
+    {"source": "permuted:word2vec-sg"},
+)
+# Every source that needs no labelled files, and the controls.
+ALL_ARMS = (
+    *FEW_ARMS,
+    *(
+        {"source": name}
+        for name in (
+            "fasttext", "glove", "lsa", "lm", "bilm", "masked-lm", "domain-lsa", "next-paragraph",
+            "sentence-order", "spectrum:word2vec-sg", "untrained:bilm",
+        )
+    ),
+)  # fmt: skip
+
+# Sources trained on labelled files (data/README.md), beside their baseline.
+TASK_ARMS = tuple({"source": name} for name in ("random", "pos", "ner", "sentiment", "nli", "translation"))
+
+# Every valid way of initialising, tying and freezing (Welch et al. 2020, table 1).
+WELCH_ARMS = (
+    {"source": "random", "output_init": "tied"},
+    {"source": "word2vec-sg", "output_init": "tied"},
+    *(
+        {"source": "random", "input_mode": input_mode, "output_mode": output_mode}
+        for input_mode in ("finetuned", "frozen")
+        for output_mode in ("finetuned", "frozen")
+    ),
+    *(
+        {"source": "word2vec-sg", "input_init": inputs, "input_mode": mode}
+        | {"output_init": outputs, "output_mode": output_mode}
+        for inputs, outputs in (
+            ("pretrained", "random"),
+            ("pretrained", "pretrained"),
+            ("random", "pretrained"),
+        )
+        for mode in ("finetuned", "frozen")
+        for output_mode in ("finetuned", "frozen")
+    ),
+)
+# Further ways in for a pre-trained table.
+TRANSFER_ARMS = (
+    {"source": "random"},
+    *({"source": "word2vec-sg", "input_mode": mode} for mode in CHOICES["input_mode"]),
+    {"source": "word2vec-sg", "warmup_frozen": 2},
+)
+# One encoder, one text, as many updates: only the loss differs.
+OBJECTIVE_ARMS = (
+    {"source": "random"},
+    *(
+        {"source": name, "encoder": "shared"}
+        for name in (
+            "lm", "bilm", "masked-lm", "domain-sentence", "domain-paragraph", "next-paragraph",
+            "shuffled-labels:domain-paragraph", "untrained:domain-paragraph",
+        )
+    ),
+)  # fmt: skip
+CRITERIA_ARMS = (
+    {"criterion": "softmax"},
+    {"criterion": "softmax", "label_smoothing": 0.1},
+    {"criterion": "sampled-softmax", "n_samples": 512},
+    {"criterion": "sampled-softmax", "n_samples": 128},
+    {"criterion": "sampled-softmax", "n_samples": 512, "sampling": "log-uniform"},
+    {"criterion": "nce", "n_samples": 512},
+    {"criterion": "adaptive-softmax"},
+)
+GLOBAL_ARMS = (
+    {"source": "random"},
+    *({"source": "random", "context_feature": name} for name in CHOICES["context_feature"][1:]),
+    {"source": "random", "auxiliary": "domain"},
+    {"source": "word2vec-sg"},
+    {"source": "word2vec-sg", "context_feature": "domain-posterior"},
+)
+
+SMOKE = {
+    "vocab_size": 500,
+    "hidden_size": 8,
+    "lm_tokens": 4_000,
+    "valid_tokens": 1_000,
+    "test_tokens": 2_000,
+    "n_samples": 64,
+    "batch_size": 8,
+    "max_epochs": 1,
+    "pretrain_epochs": 1,
+}
+
+LAPTOP = {"lm_tokens": 350_000, "valid_tokens": 10_000, "test_tokens": 150_000}
+
+STUDY_SIZES = {
+    "smoke": StudySize(1, SMOKE, FEW_ARMS),
+    "quick": StudySize(1, {"lm_tokens": 150_000, "valid_tokens": 10_000, "test_tokens": 50_000}, FEW_ARMS),
+    "laptop": StudySize(3, LAPTOP, ALL_ARMS, bound_epochs=2),
+    "tasks": StudySize(3, LAPTOP, TASK_ARMS),
+    "welch": StudySize(3, LAPTOP, WELCH_ARMS),
+    "transfer": StudySize(3, LAPTOP, TRANSFER_ARMS),
+    "objective": StudySize(3, LAPTOP, OBJECTIVE_ARMS),
+    "global": StudySize(3, LAPTOP, GLOBAL_ARMS, leaky=True),
+    "criteria": StudySize(
+        3, LAPTOP, CRITERIA_ARMS, across=("criterion", "n_samples", "sampling", "label_smoothing")
+    ),
+    "contexts": StudySize(
+        3,
+        LAPTOP,
+        tuple(
+            {"source": source, "train_context": context}
+            for source in ("random", "word2vec-sg")
+            for context in CHOICES["train_context"]
+        ),
+        across=("train_context",),
+    ),
+    "full": StudySize(5, {"lm_tokens": 1_000_000}, ALL_ARMS, bound_epochs=3),
+}
+
+# WikiText-2 with all its 33,278 words, one tied table, a stream of text. 60,000 tokens are enough to stop on: all of
+# them, by the exact softmax, would cost a wide model a third of its epoch. Patience, as the middle of a long cycle,
+# where the rate is high, has epochs without gain.
+WIKITEXT_2 = Experiment(
+    corpus="wikitext-2",
+    vocab_size=None,
+    valid_tokens=60_000,
+    output_init="tied",
+    input_rms=0.15,
+    n_samples=2048,
+    batch_size=32,
+    patience=10,
+)
+NAMED = {
+    # WikiText-2 at its full vocabulary in two epochs. Chosen on validation perplexity (stream): dropout 0 or 0.1,
+    # peak 0.006 or 0.01, input_rms 0.15 or 1.
+    "wikitext-2-fast": Experiment(
+        corpus="wikitext-2",
+        vocab_size=None,
+        hidden_size=200,
+        output_init="tied",
+        dropout=0.1,
+        input_rms=0.15,
+        n_samples=1024,
+        batch_size=32,
+        learning_rate=1e-2,
+        max_epochs=2,
+    ),
+    # The paper's size, 1 × 128. Epochs gain more than samples: on 600,000 tokens 4,096 samples for 2,048 make an
+    # epoch 1.5 times as long and validation perplexity 0.6 % less. About 32 s of processor an epoch: 13 minutes on
+    # two threads.
+    "wikitext-2-small": WIKITEXT_2.replace(dropout=0.15, max_epochs=36),
+    # TF-LM's model (Verwimp et al. 2018), whose test perplexity with carried state is 98.2; here it is tied, and
+    # trained by Adam in one cycle. About 220 s of processor an epoch: 50 minutes on two threads.
+    "tf-lm": WIKITEXT_2.replace(hidden_size=512, dropout=0.5, learning_rate=3e-3, max_epochs=20),
+    # AWD-LSTM (Merity et al. 2018, section 4), whose test perplexity is 65.8 after some 750 epochs of averaged SGD:
+    # its sizes and dropouts, but sampled softmax, and one cycle of Adam over what fits an hour, at whose end the
+    # weights hardly move, so that a mean of them gains nothing. About 1,440 s of processor an epoch: 60 minutes on
+    # two threads.
+    "awd": WIKITEXT_2.replace(
+        hidden_size=400,
+        inner_size=1150,
+        n_layers=3,
+        dropout=0.4,
+        input_dropout=0.65,
+        layer_dropout=0.2,
+        embedding_dropout=0.1,
+        weight_drop=0.5,
+        valid_tokens=20_000,
+        batch_size=64,
+        window=70,
+        n_samples=4096,
+        learning_rate=2e-3,
+        max_epochs=4,
+    ),
+}
+
+
+def grid(name: str) -> list[Experiment]:
+    """Returns the experiments of a named grid: a study size (every arm × seed, and the bounds), or one run.
+
+    Raises: StudyError for an unknown name.
+    """
+    if name in NAMED:
+        return [NAMED[name]]
+    if name not in STUDY_SIZES:
+        raise unknown("study size or experiment", name, (*STUDY_SIZES, *NAMED))
+    size = STUDY_SIZES[name]
+    base = Experiment(**size.settings)
+    arms = [base.replace(seed=seed, **arm) for arm in size.arms for seed in range(size.seeds)]
+    simple = [base.replace(model=model) for model in ("unigram", "kneser-ney")]
+    everything = [base.replace(lm_tokens=None, max_epochs=size.bound_epochs)] if size.bound_epochs else []
+    return [*everything, *arms, *simple]  # the longest first, so that no worker is left waiting at the end
