@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--results", help="local, reference or a folder (default: local if it holds a study)")
     report.add_argument("--write", action="store_true", help="write README's and results' generated parts")
     report.add_argument(
-        "--promote", nargs="+", choices=tuple(STUDY_SIZES), help="make finished studies the reference"
+        "--promote", nargs="+", choices=(*STUDY_SIZES, *NAMED), help="make finished studies the reference"
     )
 
     add("doctor", _doctor, "say what is here: versions, device, corpora, how long a study takes")

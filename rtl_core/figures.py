@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from rtl_core.catalogue import base_of
+from rtl_core.results import ARM_FIELDS
 from rtl_core.storage import StudyError, atomic, unknown
 from rtl_core.tables import GROUP, caption, effect_text, labels
 
@@ -92,7 +93,7 @@ def describe_perplexity(table: pd.DataFrame) -> str:
     ends = [f"{row['perplexity']:.1f} ({name})" for name, row in _extremes(arms)]
     text = (
         f"Dot plot of test perplexity (context {CONTEXT}, lower is better) of {len(arms)} language models "
-        "that differ in the source of their input embeddings and in whether these are fine-tuned. "
+        f"that differ in {_differences(arms)}. "
         f"{caption(table)}. Perplexity runs from {ends[0]} to {ends[1]}; the baseline has "
         f"{_baseline(table):.1f}. "
     )
@@ -102,6 +103,15 @@ def describe_perplexity(table: pd.DataFrame) -> str:
         shown = (f"{name} {value:.1f}" for name, value in zip(names, bounds["perplexity"]))
         text += f" Bounds beside the arms: {'; '.join(shown)}."
     return text
+
+
+def _differences(arms: pd.DataFrame) -> str:
+    """Returns in words the settings that are not the same in all arms."""
+    settings = [name for name in (*ARM_FIELDS, *arms.attrs.get("across", ())) if name in arms]
+    varied = [name for name in settings if arms[name].astype("str").nunique() > 1]
+    if set(varied) <= {"source", "input_mode"}:
+        return "the source of their input embeddings and in whether these are fine-tuned"
+    return " and ".join([*([", ".join(varied[:-1])] if varied[1:] else []), varied[-1]])
 
 
 def plot_ranks(counts, *, ax=None):

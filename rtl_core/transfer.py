@@ -194,7 +194,7 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
     experiment = Experiment.from_dict(notes["experiment"])
     try:
         model = _restored(load_file(folder / "model.safetensors"), experiment)
-    except (SafetensorError, FileNotFoundError, KeyError, RuntimeError) as error:
+    except (SafetensorError, FileNotFoundError, KeyError, ValueError, RuntimeError) as error:
         raise StudyError(f"the model in {folder} is not whole ({error}); train it again.") from error
     return model.eval(), vocabulary, notes["tokenizer"]
 

@@ -309,7 +309,7 @@ def test_a_model_that_is_not_whole_is_refused(model, own_text, capsys):
 
 def test_a_model_with_a_part_of_another_size_is_refused(model, own_text, capsys):
     weights = results_dir() / "local" / "models" / model / "model.safetensors"
-    whole = load_file(weights)
+    whole = {name: value.clone() for name, value in load_file(weights).items()}  # the file is written over
     for changed in (
         {k: v for k, v in whole.items() if k != "output.bias"},
         whole | {"output.bias": torch.ones(3)},
