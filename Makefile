@@ -19,7 +19,7 @@ help: ## this list
 setup: ## only the environment: the active one, or a .venv here
 	@sh setup.sh "$(ENV)"
 
-study: setup ## the study: a table of perplexities; SIZE=quick (5 minutes) or SIZE=laptop (29, with intervals)
+study: setup ## the study: a table of perplexities; SIZE=quick (5 minutes) or SIZE=laptop (24, with intervals)
 	@$(PYTHON) -m rtl_core study --size $(SIZE)
 
 report: setup ## results/README.md and the table in README.md, anew from the committed records

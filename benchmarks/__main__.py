@@ -27,7 +27,7 @@ from benchmarks import counting, criteria, pretraining, row
 from rtl_core.batches import stream_batches
 from rtl_core.config import Experiment
 from rtl_core.embeddings import Embeddings
-from rtl_core.experiments import environment, fit_language_model, run
+from rtl_core.experiments import environment, fit_language_model, run, run_all
 from rtl_core.storage import project_root, read_json, write_json
 from rtl_core.studies import NAMED
 from rtl_core.texts import text_of
@@ -108,7 +108,7 @@ def steps() -> list[dict]:
     slow, fast = Stepper(PAPER.replace(criterion="softmax"), ADAM), Stepper(PAPER)
     ratio = in_turn(slow, fast, rounds=10)
     what = f"{1000 * slow.median:.0f} ms against {1000 * fast.median:.1f} ms"
-    return [row("training step: full softmax / sampled softmax, 1 × 128, 33,278 words", ratio, 12, what)]
+    return [row("training step: full softmax / sampled softmax, 1 × 128, 33,278 words", ratio, 20, what)]
 
 
 def fast() -> list[dict]:
@@ -125,7 +125,7 @@ def fast() -> list[dict]:
     seconds, found = record.training_seconds, record.scores["test_perplexity_stream"]
     what = f"{textbook / 60:.0f} min extrapolated against {seconds:.0f} s"
     return [
-        row("training time: textbook 2 × 200 recipe / wikitext-2-fast", textbook / seconds, 30, what),
+        row("training time: textbook 2 × 200 recipe / wikitext-2-fast", textbook / seconds, 60, what),
         row(
             "test perplexity (stream): textbook / wikitext-2-fast",
             TEXTBOOK_PERPLEXITY / found,
@@ -146,6 +146,19 @@ def quality() -> list[dict]:
     what = ", ".join(f"{name} {value:.1f}" for name, value in found.items()) + " (validation, stream)"
     name = "perplexity after one epoch: full softmax / sampled softmax, 1 × 128"
     return [row(name, found["softmax"] / found["sampled-softmax"], 1 / 1.03, what)]
+
+
+def workers() -> list[dict]:
+    """Wall-clock of a grid of eight small runs: one process of one thread against two, the text already encoded."""
+    e = Experiment(lm_tokens=150_000, valid_tokens=10_000, test_tokens=50_000, max_epochs=4)
+    grid, seconds = [e.replace(seed=seed) for seed in range(8)], {}
+    for n_workers in (1, 2):
+        with own_results():
+            started = time.perf_counter()
+            run_all(grid, n_workers)
+            seconds[n_workers] = time.perf_counter() - started
+    what = f"{seconds[1]:.0f} s against {seconds[2]:.0f} s, start of the processes included"
+    return [row("grid of 8 small runs: workers=1 / workers=2", seconds[1] / seconds[2], 1.7, what)]
 
 
 def tree_pss(process: psutil.Process) -> int:
@@ -201,6 +214,7 @@ BENCHMARKS = {
     "steps": steps,
     "fast": fast,
     "quality": quality,
+    "workers": workers,
     "criteria": criteria.all_rows,
     "counting": counting.all_rows,
     "pretraining": pretraining.all_rows,
@@ -217,6 +231,7 @@ def main() -> None:
     )
     names = parser.parse_args().names or [
         "steps",
+        "workers",
         "fast",
         "criteria",
         "counting",
