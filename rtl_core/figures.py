@@ -1,6 +1,7 @@
 """Figures: tidy data in, Axes out; every figure has a computed description."""
 
 import itertools
+import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,7 @@ FONT_SIZES = {"page": 9, "slide": 14}  # points at printed size
 DPI = 120
 SEEDS, MEAN, INTERVAL = "seeds", "mean", "interval"  # the gid of what is drawn for each row
 CONTEXT = "document"
+LABEL = 36  # letters of an arm's name in a line, so that long names leave room to the dots
 
 
 @contextmanager
@@ -68,7 +70,8 @@ def plot_perplexity(table: pd.DataFrame, *, ax=None):
     side = ax.get_yaxis_transform()  # x in parts of the axis, y in rows
     for place, (_, row) in enumerate(table.iterrows()):
         if row["perplexity"] > high:  # too far away to share the axis
-            ax.text(0.99, place, f"{row['perplexity']:.1f} →", transform=side, ha="right", va="center")
+            beyond = f"{row['perplexity']:.1f} →"
+            ax.text(0.99, place, beyond, transform=side, ha="right", va="center", backgroundcolor="w")
         elif row["perplexity"] < low:
             ax.text(0.01, place, f"← {row['perplexity']:.1f}", transform=side, va="center")
         else:
@@ -77,8 +80,12 @@ def plot_perplexity(table: pd.DataFrame, *, ax=None):
     ax.axvline(base, color="0.4", linestyle="--", linewidth=1, zorder=0)
     ax.axhline((table["role"] != "bound").sum() - 0.5, color="0.8", linewidth=0.8, zorder=0)
     ax.set(xlim=(low, high), ylim=(len(table) - 0.4, -0.6))
-    ax.set_yticks(range(len(table)), [name.replace(" (not", "\n(not") for name in labels(table)])
+    ax.set_yticks(
+        range(len(table)),
+        ["\n".join(textwrap.wrap(name, LABEL, break_on_hyphens=False)) for name in labels(table)],
+    )
     ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(f"test perplexity, context {CONTEXT} (lower is better)")
     _small_print(ax, table, base)
     return ax
@@ -299,8 +306,6 @@ def _draw_row(ax, place: int, row, base: float) -> None:
 
 def _small_print(ax, table: pd.DataFrame, base: float) -> None:
     """Writes what the marks mean, the heading of the effects and the settings, around the axes."""
-    import textwrap
-
     arms = table[table["role"] != "bound"]
     intervals = bool(arms["low_percent"].notna().any())
     grey = {"color": "0.25", "va": "bottom"}
@@ -313,9 +318,10 @@ def _small_print(ax, table: pd.DataFrame, base: float) -> None:
     )
     n_seeds = " to ".join(str(n) for n in sorted({arms["n_seeds"].min(), arms["n_seeds"].max()}))
     seeds = f"{n_seeds} seed{'s' if n_seeds != '1' else ''} an arm"
-    lines = [line for text in (marks, f"{caption(table)}; {seeds}") for line in textwrap.wrap(text, 70)]
+    lines = [line for text in (marks, f"{caption(table)}; {seeds}") for line in textwrap.wrap(text, 80)]
     below = (0, -4 * ax.xaxis.label.get_size())  # points: under the ticks and the label of the axis
-    ax.annotate("\n".join(lines), (0, 0), below, "axes fraction", "offset points", color="0.25", va="top")
+    middle = {"ha": "center", "va": "top", "color": "0.25"}
+    ax.annotate("\n".join(lines), (0.5, 0), below, "axes fraction", "offset points", **middle)
 
 
 def _new_axes(n_rows: int):
