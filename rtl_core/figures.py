@@ -65,7 +65,9 @@ def plot_perplexity(table: pd.DataFrame, *, ax=None):
     Raises: StudyError when the table holds more than one group of arms, or no baseline.
     """
     base = _baseline(table)
-    ax = _new_axes(len(table)) if ax is None else ax
+    names = [textwrap.wrap(name, LABEL, break_on_hyphens=False) for name in labels(table)]
+    height = max(1, max(map(len, names)) / 2)  # two lines fit into a row
+    ax = _new_axes(len(table) * height) if ax is None else ax
     low, high = _range(table, base)
     side = ax.get_yaxis_transform()  # x in parts of the axis, y in rows
     for place, (_, row) in enumerate(table.iterrows()):
@@ -80,10 +82,7 @@ def plot_perplexity(table: pd.DataFrame, *, ax=None):
     ax.axvline(base, color="0.4", linestyle="--", linewidth=1, zorder=0)
     ax.axhline((table["role"] != "bound").sum() - 0.5, color="0.8", linewidth=0.8, zorder=0)
     ax.set(xlim=(low, high), ylim=(len(table) - 0.4, -0.6))
-    ax.set_yticks(
-        range(len(table)),
-        ["\n".join(textwrap.wrap(name, LABEL, break_on_hyphens=False)) for name in labels(table)],
-    )
+    ax.set_yticks(range(len(table)), list(map("\n".join, names)))
     ax.tick_params(axis="y", length=0)
     ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel(f"test perplexity, context {CONTEXT} (lower is better)")
@@ -324,7 +323,7 @@ def _small_print(ax, table: pd.DataFrame, base: float) -> None:
     ax.annotate("\n".join(lines), (0.5, 0), below, "axes fraction", "offset points", **middle)
 
 
-def _new_axes(n_rows: int):
+def _new_axes(n_rows: float):
     import matplotlib.pyplot as plt
 
     scale = plt.rcParams["font.size"] / FONT_SIZES["page"]
