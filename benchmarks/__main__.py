@@ -23,7 +23,7 @@ import psutil
 import torch
 from torch import nn
 
-from benchmarks import counting, criteria, pretraining, row
+from benchmarks import bilm, counting, criteria, pretraining, row
 from rtl_core.batches import stream_batches
 from rtl_core.config import Experiment
 from rtl_core.embeddings import Embeddings
@@ -217,6 +217,7 @@ BENCHMARKS = {
     "workers": workers,
     "criteria": criteria.all_rows,
     "counting": counting.all_rows,
+    "bilm": bilm.all_rows,
     "pretraining": pretraining.all_rows,
     "study-quick": lambda: study("quick"),
     "study-laptop": lambda: study("laptop"),
@@ -227,7 +228,7 @@ def main() -> None:
     """Runs the chosen benchmarks, prints the table, writes results.json."""
     parser = argparse.ArgumentParser("benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all but quality, study-laptop"
+        "names", nargs="*", help=f"of {', '.join(BENCHMARKS)}; default: all but quality, bilm, study-laptop"
     )
     names = parser.parse_args().names or [
         "steps",
