@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     study = add("study", _study, "run every arm of the study and print the table")
     study.add_argument("--size", choices=tuple(STUDY_SIZES), default="quick")
     study.add_argument(
-        "--seconds", type=float, help="train every arm about this long, not for equally many epochs"
+        "--seconds",
+        type=float,
+        help="of --size criteria: train every arm about this long (timed anew at each call), not for as many epochs",
     )
     study.add_argument("--workers", type=int, help="processes (default: one a core)")
     study.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler to run on instead")
@@ -191,7 +193,10 @@ def _run(arguments) -> int:
         if arguments.name in STUDY_SIZES:
             raise StudyError(f"{arguments.name} is a study size: rtl study --size {arguments.name}")
         base = grid(arguments.name)[0]
-    record = run(base.replace(**given))
+    e = base.replace(**given)
+    for name in (name for name in given if getattr(e.settled(), name) != getattr(e, name)):
+        print(f"{name} changes nothing here and is left out: see rtl run --help", file=sys.stderr)
+    record = run(e)
     row = {"record": record.name, "status": record.status, **record.scores, "converged": record.converged}
     row |= {"training_seconds": record.training_seconds, "epochs": len(record.history)}
     _show(
@@ -209,6 +214,8 @@ def _study(arguments) -> None:
 
     size, runs = STUDY_SIZES[arguments.size], grid(arguments.size)
     across, baseline = size.across, None
+    if arguments.seconds is not None and "criterion" not in STUDY_SIZES[arguments.size].across:
+        raise StudyError("--seconds compares criteria at equal time: rtl study --size criteria --seconds N.")
     if arguments.seconds is not None:
         from rtl_core.doctor import trained_for
 

@@ -28,12 +28,17 @@ ORACLE = "domain-oracle"  # a context feature that no new text has: the label it
 REFUSED = (
     (
         {"output_init": ("tied",), "input_mode": ("frozen",)},
-        "a tied table is the output layer too, which would be frozen with it; choose finetuned or l2sp, or "
-        "output_init random",
+        "a tied table is the output layer too, which would be frozen with it; choose finetuned, or output_init "
+        "random",
     ),
     (
         {"output_init": ("tied",), "input_mode": ("concatenated", "projected", "gated")},
-        "a tied table must be the input table itself; choose finetuned or l2sp, or output_init random",
+        "a tied table must be the input table itself; choose finetuned, or output_init random",
+    ),
+    (
+        {"output_init": ("tied",), "input_mode": ("l2sp",)},
+        "a tied table moves as the output layer too, where nothing would hold it; choose finetuned, or output_init "
+        "random or pretrained",
     ),
     (
         {"output_init": ("tied",), "output_mode": ("frozen",)},

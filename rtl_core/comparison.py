@@ -22,7 +22,7 @@ N_RESAMPLES = 2000  # of the documents, for an interval
 def compare(
     results: Results, baseline: dict | None = None, *, across: tuple[str, ...] = (), leaky: bool = False
 ) -> pd.DataFrame:
-    """Returns one row an arm: perplexities, and its effect against the baseline, all other settings equal.
+    """Returns one row an arm: perplexities, and its effect against the baseline, all settings but the arm's equal.
 
     Effect: difference of token-weighted mean nats (context document) over the seeds that both have, as per
     cent of perplexity. Its 95 % interval joins a bootstrap over documents with the variance over seeds; one
@@ -38,11 +38,13 @@ def compare(
             f"{', '.join(shown)}: {' and '.join(sorted(set(shown.values())))}, so the perplexity is no result. "
             "Leave such runs out with results.honest, or compare(…, leaky=True) to show what it does."
         )
+    across = (across,) if isinstance(across, str) else tuple(dict.fromkeys(across))
     wanted, arm_fields = BASELINE | (baseline or {}), (*ARM_FIELDS, *across)
-    settings = [f.name for f in fields(Experiment) if f.name != "seed"]
+    own = (*ARM_FIELDS, *TEXT_FIELDS, "model", "seed")
+    settings = [f.name for f in fields(Experiment) if f.name not in own]
     for name in across:
         if name not in settings:
-            raise unknown("setting", name, settings)
+            raise unknown("setting to compare across", name, settings)
     for name in wanted:
         if name not in arm_fields:
             raise unknown("field of an arm", name, arm_fields)
@@ -173,6 +175,7 @@ def _no_baseline(studies: dict, wanted: dict) -> StudyError:
     changed = [f"{k}={values[k]!r}" for k, d in defaults.items() if k in values and values[k] != d]
     seeds = sorted({seed for of_arm in arms.values() for seed in of_arm})
     return StudyError(
-        f"no baseline: none of the {len(arms)} finished arms has {wanted} with all other settings equal. "
+        f"no baseline: none of the {len(arms)} finished arms has {wanted} with all other settings equal, or several "
+        f"have, and none of them with the other settings of an arm ({', '.join(ARM_FIELDS)}) at their default. "
         f"Make it, for seed in {seeds}: rtl.run(rtl.Experiment({', '.join([*changed, 'seed=seed'])}))."
     )

@@ -13,7 +13,8 @@ from rtl_core.choices import CHOICES, REFUSED
 from rtl_core.storage import StudyError, file_sha256, unknown
 
 SCORE_CONTEXTS = ("document", "stream", "sentence")
-# Raised by hand when a change of code changes results, so that an old model is never taken for a new one.
+# Raised by hand when a change of code changes results, so that an old model is never taken for a new one. What moves
+# the seventh digit of a perplexity, as another order of a sum does, is no change.
 RECIPE = {"pretrain": 1, "run": 2}
 
 
@@ -286,6 +287,11 @@ class Experiment(_Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.average_from is not None and self.average_from > self.max_epochs:
+            raise StudyError(
+                f"average_from {self.average_from} is after the last epoch, {self.max_epochs}; choose it smaller, or "
+                "more max_epochs."
+            )
         for settings, reason in REFUSED:
             if all(getattr(self, name) in values for name, values in settings.items()):
                 given = ", ".join(f"{name} {getattr(self, name)}" for name in settings)

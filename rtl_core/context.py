@@ -121,6 +121,8 @@ class History(LatentSpace):
         # one size for every fold, the smallest of which must hold it
         fewest = min(len(text.corpus.split("train")) * (N_FOLDS - 1) // N_FOLDS, len(text.vocabulary)) - 1
         space = latent_space(training, len(text.vocabulary), min(LSA_DIM, fewest))
+        # in a small text some directions hold rounding errors only, which no two machines share
+        space = replace(space, directions=space.directions * (space.strengths > 1e-5 * space.strengths[0]))
         return cls(space.directions, space.strengths, space.weights, space.documents[:0])  # those are large
 
     def features(self, text: Encoded) -> np.ndarray:

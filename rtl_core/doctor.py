@@ -1,5 +1,6 @@
 """What is here: versions, device, corpora at hand, and how long each study size will take."""
 
+import math
 import os
 import platform
 import time
@@ -59,6 +60,8 @@ def trained_for(experiments: list[Experiment], seconds: float) -> list[Experimen
     compared at equal time may so have had unequal numbers of epochs, each with a whole learning-rate schedule.
     Raises: StudyError when not one epoch of some arm fits.
     """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise StudyError(f"{seconds:g} seconds are no time to train for; give a positive number.")
     arms = {e.replace(seed=0) for e in experiments if e.model == "lstm"}  # seeds of an arm share its epochs
     epoch = {}
     for arm in arms:
@@ -69,7 +72,7 @@ def trained_for(experiments: list[Experiment], seconds: float) -> list[Experimen
     if slowest and epoch[slowest] > seconds:
         raise StudyError(
             f"not one epoch fits into {seconds:g} s: with criterion {slowest.criterion} one takes about "
-            f"{epoch[slowest]:.0f} s here; give --seconds {epoch[slowest] + 1:.0f} or more, or less text."
+            f"{epoch[slowest]:.3g} s here; give --seconds {epoch[slowest] + 1:.0f} or more, or less text."
         )
     return [
         e.replace(max_epochs=int(seconds / epoch[e.replace(seed=0)])) if e.model == "lstm" else e
@@ -88,8 +91,11 @@ def study_seconds(workers: int | None = None) -> dict[str, float]:
     except StudyError:
         return {}
     workers = workers or os.cpu_count() or 1
-    lm = [r for r in records if r.experiment["lm_tokens"] is not None]
     e = Experiment()
+    records = [
+        r for r in records if (r.experiment["criterion"], r.experiment["encoder"]) == (e.criterion, e.encoder)
+    ]
+    lm = [r for r in records if r.experiment["lm_tokens"] is not None]
     tokens = sum(r.text["lm_tokens"] * len(r.history) for r in lm)
     training = sum(r.training_seconds for r in lm) / tokens
     speed = step_seconds(e) / (e.batch_size * e.window) / training

@@ -91,8 +91,8 @@ class AnchoredTable(InputTable):
 
     Training adds strength · Σ ||w - w0||² to the mean nats, over the distinct covered words of the batch, at the
     size at which vectors enter the LSTM. The gradient of these rows is that of strength · ||W - W0||² over the
-    whole table; the others wait until a batch touches them, as they do in RowwiseAdamW, so that a step costs what
-    it touches. A row that was never touched is still at its start, where it costs nothing.
+    whole table; the others wait until a batch touches them, so that a step costs what it touches: a word in one of
+    K batches is drawn back once in K steps. A row that was never touched is at its start, where it costs nothing.
 
     Source: Li, Grandvalet and Davoine 2018, equation 1 (L2-SP).
     """

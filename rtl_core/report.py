@@ -10,7 +10,7 @@ from rtl_core.comparison import compare
 from rtl_core.config import SCORE_CONTEXTS
 from rtl_core.results import Results, collect, load_results
 from rtl_core.storage import StudyError, atomic, project_root, results_dir
-from rtl_core.studies import NAMED, STUDY_SIZES, grid
+from rtl_core.studies import NAMED, STUDY_SIZES
 from rtl_core.tables import control_rows, markdown_rows, markdown_table, source_rows
 
 # README.md shows what answers the main question; results/README.md also what these studies ask.
@@ -28,7 +28,7 @@ FIGURE = "figures/perplexity.svg"
 
 
 def reference() -> Results:
-    """Returns the committed records of the laptop study."""
+    """Returns the committed records, of all studies."""
     return load_results("reference")
 
 
@@ -38,7 +38,7 @@ def generated() -> dict[str, bytes]:
     Raises: StudyError when README.md has lost its markers.
     """
     results = reference()
-    table = compare(_of_studies(results, *MAIN))
+    table = compare(results.of(*MAIN))
     readme = (project_root() / "README.md").read_text(encoding="utf-8")
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise StudyError(f"README.md must hold each of these lines once: {BEGIN} and {END}.")
@@ -58,17 +58,11 @@ def generated() -> dict[str, bytes]:
     }
 
 
-def _of_studies(results: Results, *names: str) -> Results:
-    """Returns the records of these studies: those whose settings are in their grids."""
-    wanted = [e.settled().to_dict() for name in names for e in grid(name)]
-    return results.select(r.name for r in results.records if r.experiment in wanted)
-
-
 def _answer(results: Results, name: str):
     """Returns the comparison of a study's arms; None where the records hold none of its own."""
     study = STUDY_SIZES[name]
-    found = _of_studies(results, name)
-    own = {r.name for r in found.records} - {r.name for r in _of_studies(results, *MAIN).records}
+    found = results.of(name)
+    own = {r.name for r in found.records} - {r.name for r in results.of(*MAIN).records}
     return compare(found, across=study.across, leaky=study.leaky) if own else None
 
 
@@ -83,8 +77,8 @@ def _section(name: str, table) -> str:
 def _named_runs(results: Results) -> str:
     """Returns the section of the named experiments: what each reached on its test text, scored once."""
     rows = []
-    for name, e in NAMED.items():
-        for record in (r for r in results.records if r.experiment == e.settled().to_dict()):
+    for name in NAMED:
+        for record in (r for r in results.of(name).records if r.status == "done"):
             found = {c: f"{record.scores[f'test_perplexity_{c}']:.1f}" for c in SCORE_CONTEXTS}
             minutes = f"{record.training_seconds / 60:.1f}"
             rows.append(
@@ -98,7 +92,7 @@ def _named_runs(results: Results) -> str:
 def _results_page(results: Results, text: str) -> str:
     """Returns results/README.md: where records come from, the table, the pre-training tasks' own scores."""
     scores = {}
-    for record in _of_studies(results, *MAIN).records:
+    for record in results.of(*MAIN).records:
         if record.experiment["source"] != table_of(record.experiment["source"]):
             continue
         for name, value in record.pretrained.get("scores", {}).items():
@@ -166,7 +160,16 @@ def _stale(contents: dict[str, bytes]) -> dict[Path, bytes]:
 
 
 def promote(results: Results) -> Path:
-    """Makes `results` the reference records, in place of the old ones; returns their folder."""
+    """Makes `results` the reference records, in place of the old ones; returns their folder.
+
+    Raises: StudyError when the studies that README.md shows are not among them; the old ones stay.
+    """
+    if not results.of(*MAIN).records:
+        raise StudyError(
+            f"README.md shows the studies {' and '.join(MAIN)}, which these records are not of; promote them too: "
+            f"rtl report --promote {' '.join(MAIN)} …"
+        )
+    compare(results.of(*MAIN))
     folder, new = results_dir() / "reference", results_dir() / "reference.new"
     shutil.rmtree(new, ignore_errors=True)
     collect(results, new)  # whole, before the old ones go

@@ -12,6 +12,7 @@ from rtl_core.catalogue import LEAKY
 from rtl_core.choices import ORACLE
 from rtl_core.config import SCORE_CONTEXTS, Experiment
 from rtl_core.storage import StudyError, atomic, read_json, results_dir, unknown, write_json
+from rtl_core.studies import grid
 
 NATS = tuple(f"nats_{context}" for context in SCORE_CONTEXTS)
 DOCUMENT_COLUMNS = ("document", "domain", "tokens", *NATS)
@@ -129,6 +130,11 @@ class Results:
     def honest(self) -> "Results":
         """The records of models that were told nothing of their test text: see `Record.told`."""
         return self.select(r.name for r in self.records if not r.told)
+
+    def of(self, *studies: str) -> "Results":
+        """Returns the records of these studies: those whose settings are in their grids."""
+        wanted = [e.settled().to_dict() for name in studies for e in grid(name)]
+        return self.select(r.name for r in self.records if r.experiment in wanted)
 
     def without(self, source: str) -> "Results":
         """Returns the records of all other sources."""
@@ -264,19 +270,13 @@ def grouped(
 
 
 def select_arm(arms: dict, wanted: dict, arm_fields: tuple = ARM_FIELDS) -> dict[int, Record]:
-    """Returns the seeds of the one arm that has the `wanted` values, of several the plainest; {} when none has.
+    """Returns the seeds of the one arm that has the `wanted` values, of several the plainest; {} when none is.
 
     Plainest: every other field of an arm at its default.
-    Raises: StudyError when that leaves several.
     """
     named = {arm: dict(zip(arm_fields, arm)) for arm in arms}
     found = [arm for arm in arms if wanted.items() <= named[arm].items()]
     if len(found) > 1:
         plain = {f.name: f.default for f in fields(Experiment) if f.name in arm_fields} | wanted
-        plainest = [arm for arm in found if named[arm] == plain]
-        if len(plainest) != 1:
-            raise StudyError(
-                f"{len(found)} arms have {wanted}; say which is the baseline by more of {arm_fields}."
-            )
-        found = plainest
+        found = [arm for arm in found if named[arm] == plain]
     return arms[found[0]] if found else {}

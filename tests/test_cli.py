@@ -120,6 +120,12 @@ def test_help_lists_the_commands_and_the_meaning_of_settings(capsys, monkeypatch
         (("run", "--source", "file:nowhere.vec"), "there is no file nowhere.vec"),
         (("run", "--dropout", "2"), "0.0 to 0.95"),
         (("run", "--input-mode", "frozen", "--output-init", "tied"), "choose finetuned"),
+        (
+            ("run", "--average-from", "9", "--max-epochs", "2"),
+            "is after the last epoch, 2; choose it smaller",
+        ),
+        (("study", "--size", "quick", "--seconds", "5"), "rtl study --size criteria --seconds N"),
+        (("study", "--size", "criteria", "--seconds", "nan"), "give a positive number"),
         (("data", "get"), "say which corpus to get"),
         (("data", "get", "wikitext"), "Did you mean wikitext-2"),
         (("report", "--results", "local"), "there are no records in local; `make study` makes them"),
@@ -216,6 +222,24 @@ def test_study_then_report(small_study, capsys):
     assert code == 0 and sorted(r["record"] for r in json.loads(out)) == sorted(r["record"] for r in rows)
     code, out, _ = call(capsys, "report", "--results", "local")
     assert code == 0 and "domain-sentence, fine-tuned" in out and "baseline" in out
+
+
+def test_a_setting_that_changes_nothing_is_said_to(folder_corpus, capsys):
+    plain = json.loads(call(capsys, "run", "--corpus", folder_corpus, *OPTIONS, "--json")[1])
+    code, out, err = call(
+        capsys, "run", "--corpus", folder_corpus, *OPTIONS, "--label-smoothing", 0.1, "--json"
+    )
+    assert code == 0 and json.loads(out)["record"] == plain["record"]
+    assert "label_smoothing changes nothing here" in err and "n_samples changes" not in err
+
+
+def test_studies_that_the_readme_does_not_show_cannot_replace_the_reference(small_study, capsys):
+    experiments.run_all(small_study, workers=1)
+    (results_dir() / "reference").mkdir()
+    (results_dir() / "reference" / "old.json").write_text("kept")
+    code, _, err = call(capsys, "report", "--promote", "smoke")
+    assert code == 2 and "rtl report --promote laptop tasks" in err
+    assert (results_dir() / "reference" / "old.json").read_text() == "kept"
 
 
 def test_report_has_one_row_a_record_with_settings_and_measures(small_study, capsys):

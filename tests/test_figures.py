@@ -90,7 +90,7 @@ def test_a_bound_far_away_is_written_at_the_edge_and_does_not_stretch_the_axis(a
 def test_words_on_the_figure_name_context_marks_and_settings(axes):
     ax = axes(table())
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert names[3].split() == "domain-paragraph, fine-tuned (not converged)".split()  # on two lines
+    assert names[3].split() == ["domain-paragraph,", "fine-tuned", "(not", "converged)"]  # on two lines
     assert names[-1] == "bound: unigram"
     assert "context document" in ax.get_xlabel()
     words = " ".join(text.get_text() for text in ax.texts).replace("\n", " ")

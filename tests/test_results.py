@@ -19,6 +19,7 @@ from rtl_core.results import (
     record_rows,
 )
 from rtl_core.storage import StudyError
+from rtl_core.studies import grid
 from rtl_core.tables import labels, markdown_table
 
 TOKENS = (10, 30)
@@ -169,6 +170,34 @@ def test_another_baseline_can_be_chosen_and_a_missing_one_says_how_to_make_it():
         compare(results(*by_hand()[2:]))
     with pytest.raises(StudyError, match="unknown field of an arm 'sauce'. Did you mean source"):
         compare(results(*by_hand()), baseline={"sauce": "random"})
+
+
+def test_settings_named_by_across_make_arms_of_one_group():
+    exact = [made(BASE.replace(criterion="softmax", seed=s), (45.0 + s, 145.0)) for s in (0, 1)]
+    apart = compare(results(*by_hand(), *exact))
+    assert apart["settings"].nunique() == 2 and list(apart["role"]).count("baseline") == 2
+    table = compare(results(*by_hand(), *exact), across="criterion").set_index("criterion")
+    assert table.loc["softmax", "role"] == "arm" and table.loc["softmax", "effect_percent"] < 0
+    assert any("criterion softmax" in label for label in labels(table.reset_index()))
+    for name in ("source", "corpus", "model", "seed", "criterions"):
+        with pytest.raises(StudyError, match=f"unknown setting to compare across '{name}'"):
+            compare(results(*by_hand()), across=(name,))
+
+
+def test_a_group_without_one_plain_baseline_does_not_stop_the_others():
+    changes = ({"output_init": "tied"}, {"output_mode": "frozen"})
+    other = [made(BASE.replace(hidden_size=64, **change)) for change in changes]
+    table = compare(results(*by_hand(), *other)).set_index("settings")
+    assert table.loc["hidden_size 64", "effect_percent"].isna().all()
+    assert table.loc["hidden_size 128", "role"].tolist() == ["baseline", "arm"]
+    with pytest.raises(StudyError, match="no baseline: none of the 2 finished arms.*or several have"):
+        compare(results(*other))
+
+
+def test_the_records_of_a_study_are_those_of_its_grid():
+    own, seen = made(grid("laptop")[1]), made(grid("welch")[5])
+    assert [r.name for r in results(own, seen, *by_hand()).of("laptop").records] == [own[0].name]
+    assert {r.name for r in results(own, seen).of("laptop", "welch").records} == {own[0].name, seen[0].name}
 
 
 def test_two_records_of_one_experiment_and_other_test_texts_are_refused():
