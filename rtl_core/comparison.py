@@ -148,9 +148,11 @@ def _differing(setting: frozenset, studies: dict) -> str:
     """Returns the settings, other than those a table shows anyway, in which the groups of a table differ."""
     shared = frozenset.intersection(*studies)
     values = {k: v for k, v in setting - shared if k not in ("corpus", "lm_tokens")}
+    if "corpus_fingerprint" in values:
+        values["corpus_fingerprint"] = values["corpus_fingerprint"][:12]
     if len({dict(s)["corpus"] for s in studies}) == len({dict(s)["corpus_fingerprint"] for s in studies}):
         values.pop("corpus_fingerprint", None)
-    return ", ".join(f"{k} {str(v)[:12]}" for k, v in sorted(values.items()))
+    return ", ".join(f"{k} {v}" for k, v in sorted(values.items()))
 
 
 def _order(row: dict) -> tuple:
@@ -175,7 +177,7 @@ def _no_baseline(studies: dict, wanted: dict) -> StudyError:
     changed = [f"{k}={values[k]!r}" for k, d in defaults.items() if k in values and values[k] != d]
     seeds = sorted({seed for of_arm in arms.values() for seed in of_arm})
     return StudyError(
-        f"no baseline: none of the {len(arms)} finished arms has {wanted} with all other settings equal, or several "
-        f"have, and none of them with the other settings of an arm ({', '.join(ARM_FIELDS)}) at their default. "
+        f"no baseline: none of the {len(arms)} finished arms has {wanted}, the other settings of an arm at "
+        "their default and all others equal. "
         f"Make it, for seed in {seeds}: rtl.run(rtl.Experiment({', '.join([*changed, 'seed=seed'])}))."
     )

@@ -23,6 +23,7 @@ ARM_FIELDS = (
     "context_feature", "auxiliary", "auxiliary_weight",
 )  # fmt: skip
 BASELINE = {"source": "random", "input_mode": "finetuned"}
+SHARED = ("output_init", "output_mode", "warmup_frozen")  # what all arms of a study may have in common
 
 
 @dataclass(frozen=True)
@@ -270,13 +271,15 @@ def grouped(
 
 
 def select_arm(arms: dict, wanted: dict, arm_fields: tuple = ARM_FIELDS) -> dict[int, Record]:
-    """Returns the seeds of the one arm that has the `wanted` values, of several the plainest; {} when none is.
+    """Returns the seeds of the arm that has the `wanted` values and is plain in all else; {} when there is none.
 
-    Plainest: every other field of an arm at its default.
+    Plain: every other field of an arm at its default. Where none is, one that differs in `SHARED` alone will do: a
+    study whose arms are all tied, say, has its baseline tied.
     """
-    named = {arm: dict(zip(arm_fields, arm)) for arm in arms}
-    found = [arm for arm in arms if wanted.items() <= named[arm].items()]
-    if len(found) > 1:
-        plain = {f.name: f.default for f in fields(Experiment) if f.name in arm_fields} | wanted
-        found = [arm for arm in found if named[arm] == plain]
-    return arms[found[0]] if found else {}
+    plain = {f.name: f.default for f in fields(Experiment) if f.name in arm_fields} | wanted
+    for free in ((), SHARED):
+        needed = {name: value for name, value in plain.items() if name not in free or name in wanted}
+        found = [arm for arm in arms if needed.items() <= dict(zip(arm_fields, arm)).items()]
+        if len(found) == 1:
+            return arms[found[0]]
+    return {}

@@ -93,9 +93,10 @@ def markdown_table(table: pd.DataFrame) -> str:
         "Perplexity: exact, per token with `<unk>` and `<eos>`, geometric mean over seeds; in brackets, where the"
         " model's state is reset (stream: nowhere). Effect: per cent of the baseline's perplexity (document),"
         " paired by seed and document; in brackets its 95 % interval, a bootstrap over documents joined with the"
-        " variance over seeds; one seed has none. Rows stand in a fixed order and are not ranked. Not converged:"
-        " the last epoch still gained over 1 %."
+        " variance over seeds; one seed has none. Rows stand in a fixed order and are not ranked."
     )
+    if not table["converged"].fillna(True).all():
+        notes += " Not converged: the last epoch still gained over 1 %."
     failed = table.attrs.get("failed", 0)
     return "\n\n".join([*parts, notes + (f" Failed and left out: {failed} runs." if failed else "")]) + "\n"
 
