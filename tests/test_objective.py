@@ -363,5 +363,6 @@ def test_its_table_and_figure_name_every_objective(tmp_path, monkeypatch):
     others = [f"{arm['source']} (shared encoder), fine-tuned" for arm in studies.OBJECTIVE_ARMS[1:]]
     named = [label.removesuffix(" (not converged)") for label in labels(table)]
     assert named == ["random, fine-tuned", *others]
-    shown = [label.get_text() for label in figures.plot_perplexity(table).get_yticklabels()]
+    ticks = figures.plot_perplexity(table).get_yticklabels()
+    shown = [" ".join(label.get_text().split()) for label in ticks]
     assert all(any(text.startswith(name) for text in shown) for name in named)
