@@ -137,10 +137,6 @@ class Results:
         wanted = [e.settled().to_dict() for name in studies for e in grid(name)]
         return self.select(r.name for r in self.records if r.experiment in wanted)
 
-    def without(self, source: str) -> "Results":
-        """Returns the records of all other sources."""
-        return self.select(r.name for r in self.records if r.experiment["source"] != source)
-
 
 def document_sums(ledger: pd.DataFrame, domains: tuple[str, ...] = ()) -> pd.DataFrame:
     """Returns a token ledger summed by document: document, domain (by name), tokens, nats_CONTEXT."""
@@ -273,11 +269,11 @@ def grouped(
 def select_arm(arms: dict, wanted: dict, arm_fields: tuple = ARM_FIELDS) -> dict[int, Record]:
     """Returns the seeds of the arm that has the `wanted` values and is plain in all else; {} when there is none.
 
-    Plain: every other field of an arm at its default. Where none is, one that differs in `SHARED` alone will do: a
-    study whose arms are all tied, say, has its baseline tied.
+    Plain: every other field of an arm at its default. Where none is, one that differs in `SHARED` alone will do (a
+    study whose arms are all tied, say, has its baseline tied), or in settings that `arm_fields` has beside an arm's.
     """
     plain = {f.name: f.default for f in fields(Experiment) if f.name in arm_fields} | wanted
-    for free in ((), SHARED):
+    for free in ((), SHARED, (*SHARED, *set(arm_fields).difference(ARM_FIELDS))):
         needed = {name: value for name, value in plain.items() if name not in free or name in wanted}
         found = [arm for arm in arms if needed.items() <= dict(zip(arm_fields, arm)).items()]
         if len(found) == 1:

@@ -410,7 +410,7 @@ def check_leak(records):
     with pytest.raises(StudyError, match=f"{LEAKY} sees the words that it must predict"):
         compare(results)
     assert LEAKY in set(compare(results, leaky=True)["source"])
-    assert LEAKY not in set(compare(results.without(LEAKY))["source"])
+    assert LEAKY not in set(compare(results.honest)["source"])
 
 
 def test_leak(docstrings_corpus):
