@@ -194,7 +194,8 @@ def _run(arguments) -> int:
             raise StudyError(f"{arguments.name} is a study size: rtl study --size {arguments.name}")
         base = grid(arguments.name)[0]
     e = base.replace(**given)
-    for name in (name for name in given if getattr(e.settled(), name) != getattr(e, name)):
+    settled = e.settled()
+    for name in (name for name in given if getattr(settled, name) != getattr(e, name)):
         print(f"{name} changes nothing here and is left out: see rtl run --help", file=sys.stderr)
     record = run(e)
     row = {"record": record.name, "status": record.status, **record.scores, "converged": record.converged}
@@ -214,11 +215,13 @@ def _study(arguments) -> None:
 
     size, runs = STUDY_SIZES[arguments.size], grid(arguments.size)
     across, baseline = size.across, None
-    if arguments.seconds is not None and "criterion" not in STUDY_SIZES[arguments.size].across:
-        raise StudyError("--seconds compares criteria at equal time: rtl study --size criteria --seconds N.")
     if arguments.seconds is not None:
         from rtl_core.doctor import trained_for
 
+        if "criterion" not in across:
+            raise StudyError(
+                "--seconds compares criteria at equal time: rtl study --size criteria --seconds N."
+            )
         runs = trained_for(runs, arguments.seconds)
         baseline = {name: getattr(Experiment, name) for name in across}  # whatever its epochs
         across = (*across, "max_epochs")
