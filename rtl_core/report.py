@@ -129,9 +129,13 @@ def _sources_page(results: Results) -> str:
 
 
 def _figure(table) -> bytes:
+    import matplotlib.pyplot as plt
+
     with tempfile.TemporaryDirectory() as folder, figures.style():
         path = Path(folder) / "figure.svg"
-        figures.save_figure(figures.plot_perplexity(table), path)
+        ax = figures.plot_perplexity(table)
+        figures.save_figure(ax, path)
+        plt.close(ax.figure)  # one of many
         return path.read_bytes()
 
 
