@@ -26,6 +26,7 @@ from rtl_core.corpora.corpus import SPLITS
 from rtl_core.corpora.labelled import LABELLED, check_at_hand
 from rtl_core.corpora.vocabulary import UNK_ID
 from rtl_core.embeddings import Embeddings
+from rtl_core.findings import model_dir
 from rtl_core.language_model import LSTMLanguageModel
 from rtl_core.pretrain import Pretrained, lm, pretrain
 from rtl_core.results import Record, document_sums
@@ -55,11 +56,6 @@ def record_path(e: Experiment):
     """Returns where the record of an experiment lies, or will lie, among the user's own results."""
     name = Record(e.to_dict(), e.identity(fingerprint_of(e))).name
     return results_dir() / "local" / f"{name}.json"
-
-
-def model_dir(name: str):
-    """Returns the folder of the trained model behind the user's own record of this name."""
-    return results_dir() / "local" / "models" / name
 
 
 def run(e: Experiment) -> Record:

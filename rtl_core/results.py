@@ -204,24 +204,25 @@ def _load(folder: Path, corpus: str | None) -> Results:
     loaded = {path: Record.load(path) for path in sorted(folder.glob("*.json"))}
     records = {path: r for path, r in loaded.items() if corpus in (None, r.experiment["corpus"])}
     shared = folder / "documents.parquet"
-    frames = dict(list(_read_parquet(shared).groupby("record"))) if shared.exists() else {}
+    frames = dict(list(read_parquet(shared).groupby("record"))) if shared.exists() else {}
     for path, record in records.items():
         if record.status == "done" and record.name not in frames:
-            frames[record.name] = _read_parquet(path.with_suffix(".parquet")).assign(record=record.name)
+            frames[record.name] = read_parquet(path.with_suffix(".parquet")).assign(record=record.name)
     chosen = [frames[r.name] for r in records.values() if r.name in frames]
     columns = ["record", *DOCUMENT_COLUMNS]
     empty = pd.DataFrame(columns=columns)
     return Results(list(records.values()), pd.concat(chosen, ignore_index=True)[columns] if chosen else empty)
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Returns a table that lies beside records. Raises: StudyError when it is missing or not whole."""
     from pyarrow import ArrowException
 
     try:
         return pd.read_parquet(path)
     except (ArrowException, OSError) as error:
         raise StudyError(
-            f"{path}, the sums by document behind a record, is missing or not whole ({error}). "
+            f"{path}, the table behind a record, is missing or not whole ({error}). "
             "Delete it and the JSON of the same name, then run that experiment again."
         ) from error
 

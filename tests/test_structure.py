@@ -32,6 +32,7 @@ LAYERS = (
     ("scoring",),
     ("bounds", "slices"),
     ("results",),
+    ("findings",),
     ("comparison",),
     ("tables",),
     ("experiments", "analysis"),
@@ -47,7 +48,7 @@ COMPARING = ("__init__", "objective")  # which bring the pretrainers together
 SLOW_TO_IMPORT = ("gensim", "umap", "IPython")
 OUTER = ("figures", "notebook", "exercises", "report", "doctor", "__main__")
 LIMITS = {"file": 300, "function": 40, "median function": 12, "nesting": 3, "parameters": 6}
-BUDGET = {"core": 5850, "figures and shell": 1200}
+BUDGET = {"core": 7200, "figures and shell": 2000}
 HOME = re.compile(r"/(?:home|Users|root)/\w|[A-Z]:\\+Users\\")
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|private|var|opt|usr|mnt)/|file:///|[A-Z]:\\\\?\w")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
@@ -354,7 +355,7 @@ def test_good_code_passes():
 
 def test_budget_counts():
     assert len(budget_faults({"batches": "def f():\n" + "    x = 1\n" * BUDGET["core"]})) == 2
-    assert len(budget_faults({"figures": "x = 1\n" * 1199 + "def f(): pass\n" * 2})) == 1
+    assert len(budget_faults({"figures": "x = 1\n" * (BUDGET["figures and shell"] - 1) + "def f(): pass\n" * 2})) == 1
     assert budget_faults({"figures": '"""A\nB"""\n\n# c\ndef f(): pass\n'}) == []
 
 

@@ -1,62 +1,19 @@
-"""Figures: tidy data in, Axes out; every figure has a computed description."""
+"""The figure of a comparison: perplexity of every arm, its seeds and its interval."""
 
-import itertools
 import textwrap
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rtl_core.catalogue import base_of
+from rtl_core.figures.style import new_axes
 from rtl_core.results import ARM_FIELDS
-from rtl_core.storage import StudyError, atomic, unknown
+from rtl_core.storage import StudyError
 from rtl_core.tables import GROUP, caption, effect_text, labels
 
-FONT_SIZES = {"page": 9, "slide": 14}  # points at printed size
-DPI = 120
 SEEDS, MEAN, INTERVAL = "seeds", "mean", "interval"  # the gid of what is drawn for each row
 CONTEXT = "document"
 LABEL = 36  # letters of an arm's name in a line, so that long names leave room to the dots
-
-
-@contextmanager
-def style(medium: str = "page"):
-    """Yields with the house style switched on: okabe_ito colours, sizes for a "page" or a "slide".
-
-    Raises: StudyError for another medium.
-    """
-    import matplotlib as mpl
-
-    if medium not in FONT_SIZES:
-        raise unknown("medium", medium, tuple(FONT_SIZES))
-    settings = {
-        "font.size": FONT_SIZES[medium],
-        "axes.prop_cycle": mpl.cycler(color=mpl.color_sequences["okabe_ito"]),
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "rtl",
-    }
-    for name in ("axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize"):
-        settings[name] = FONT_SIZES[medium]
-    with mpl.rc_context(settings):
-        yield
-
-
-def save_figure(ax, path: Path) -> None:
-    """Writes the figure of `ax` as .svg, .pdf or .png; the same figure gives the same bytes.
-
-    Raises: StudyError for another ending.
-    """
-    import matplotlib as mpl
-
-    path = Path(path)
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}
-    kind = path.suffix.removeprefix(".")
-    if kind not in dates:
-        raise unknown("kind of figure file", kind, tuple(dates))
-    with mpl.rc_context({"svg.hashsalt": "rtl"}), atomic(path) as temporary:
-        ax.figure.savefig(temporary, format=kind, dpi=DPI, metadata=dates[kind])
 
 
 def plot_perplexity(table: pd.DataFrame, *, ax=None):
@@ -67,7 +24,7 @@ def plot_perplexity(table: pd.DataFrame, *, ax=None):
     base = _baseline(table)
     names = [textwrap.wrap(name, LABEL, break_on_hyphens=False) for name in labels(table)]
     height = max(1, max(map(len, names)) / 2)  # two lines fit into a row
-    ax = _new_axes(len(table) * height) if ax is None else ax
+    ax = new_axes(len(table) * height) if ax is None else ax
     low, high = _range(table, base)
     side = ax.get_yaxis_transform()  # x in parts of the axis, y in rows
     for place, (_, row) in enumerate(table.iterrows()):
@@ -118,124 +75,6 @@ def _differences(arms: pd.DataFrame) -> str:
     if set(varied) <= {"source", "input_mode"}:
         return "the source of their input embeddings and in whether these are fine-tuned"
     return " and ".join([*([", ".join(varied[:-1])] if varied[1:] else []), varied[-1]])
-
-
-def plot_ranks(counts, *, ax=None):
-    """Returns the Axes of word counts by rank, both logarithmic (Zipf's plot). Shapes: counts (V,), any order."""
-    ax = _new_axes(8) if ax is None else ax
-    counts = np.sort(np.asarray(counts))[::-1]
-    ax.loglog(np.arange(1, len(counts) + 1), counts, ".", markersize=3, rasterized=True)
-    ax.set(xlabel="rank of the word", ylabel="occurrences")
-    return ax
-
-
-def describe_ranks(counts) -> str:
-    """Returns the figure of `plot_ranks` in words."""
-    counts = np.sort(np.asarray(counts))[::-1]
-    half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) + 1
-    return (
-        f"Word counts by rank, both axes logarithmic: {len(counts):,} words, from {counts[0]:,} occurrences down to "
-        f"{counts[-1]:,}, near a falling straight line. The {half:,} most frequent words make half of all tokens; "
-        f"{(counts < 10).mean():.0%} of the words occur fewer than ten times."
-    )
-
-
-def plot_history(rows: list[dict], *, ax=None):
-    """Returns the Axes of training and validation loss by epoch, as `fit` returned its rows."""
-    frame = pd.DataFrame(rows)
-    ax = _new_axes(6) if ax is None else ax
-    above = frame["train_loss"].iloc[-1] > frame["valid_loss"].iloc[-1]  # so that the labels stay apart
-    for name, marker, label in (("train_loss", "o--", "training"), ("valid_loss", "s-", "validation")):
-        ax.plot(frame["epoch"], frame[name], marker, label=label)
-        offset = (6, 2 if above == (name == "train_loss") else -10)
-        ax.annotate(label, frame[["epoch", name]].iloc[-1], offset, textcoords="offset points")
-    ax.set(xlabel="epoch", ylabel="loss (nats a prediction)", xticks=frame["epoch"])
-    return ax
-
-
-def describe_history(rows: list[dict]) -> str:
-    """Returns the figure of `plot_history` in words."""
-    first, last, best = rows[0], rows[-1], min(rows, key=lambda row: row["valid_loss"])
-    return (
-        f"Loss by epoch, in nats a prediction: training goes from {first['train_loss']:.2f} to "
-        f"{last['train_loss']:.2f}, validation from {first['valid_loss']:.2f} to {last['valid_loss']:.2f} in "
-        f"{len(rows)} epochs; the best on validation is epoch {best['epoch']} with {best['valid_loss']:.2f}."
-    )
-
-
-def plot_bars(values: pd.Series, *, xlabel: str, line: float | None = None, ax=None):
-    """Returns the Axes of one horizontal bar for each value, its number beside it; `line` marks a baseline."""
-    ax = _new_axes(len(values)) if ax is None else ax
-    bars = ax.barh([str(name) for name in values.index], values, color="#56B4E9")
-    ax.bar_label(bars, fmt="%.3g", padding=3)
-    if line is not None:
-        ax.axvline(line, color="0.3", linestyle="--", linewidth=1)
-        ax.text(line, 1.01, f"baseline {line:.3g}", transform=ax.get_xaxis_transform(), color="0.25")
-    ax.invert_yaxis()
-    ax.set_xlabel(xlabel)
-    ax.margins(x=0.12)
-    return ax
-
-
-def describe_bars(values: pd.Series, *, xlabel: str, line: float | None = None) -> str:
-    """Returns the figure of `plot_bars` in words."""
-    shown = "; ".join(f"{name} {value:.3g}" for name, value in values.items())
-    return f"Bars of {xlabel}: {shown}." + (
-        "" if line is None else f" A dashed line marks the baseline, {line:.3g}."
-    )
-
-
-def plot_shares(shares: pd.DataFrame, *, ax=None):
-    """Returns the Axes of a table of shares (0 to 1): a row a row, darker for more, large ones in per cent."""
-    ax = _new_axes(len(shares)) if ax is None else ax
-    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (i, j), share in np.ndenumerate(shares.to_numpy()):
-        if share >= 0.1:
-            colour = "white" if share > 0.7 else "black"
-            ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color=colour)
-    ax.set_yticks(range(len(shares)), shares.index)
-    ax.set_xticks(range(shares.shape[1]), shares.columns, rotation=90)
-    ax.tick_params(length=0)
-    ax.set(xlabel=shares.columns.name, ylabel=shares.index.name)
-    ax.figure.colorbar(image, label="share of the row", format=lambda share, _: f"{100 * share:.0f} %")
-    return ax
-
-
-def describe_shares(shares: pd.DataFrame) -> str:
-    """Returns the figure of `plot_shares` in words: the largest share of each row."""
-    largest = (f"{name}: {row.idxmax()} {row.max():.0%}" for name, row in shares.iterrows())
-    return (
-        f"Table of shares in colour, {len(shares)} rows ({shares.index.name}) by {shares.shape[1]} columns "
-        f"({shares.columns.name}); each row sums to 100 %. Largest share of each row: {'; '.join(largest)}."
-    )
-
-
-def plot_map(frame: pd.DataFrame, *, groups: dict[str, str] | None = None, ax=None):
-    """Returns the Axes of a map of words (see maps.py); `groups` gives a word's group, shown by colour and mark."""
-    ax = _new_axes(11) if ax is None else ax
-    names = [(groups or {}).get(word, "") for word in frame["word"]]
-    for name, marker in zip(dict.fromkeys(names), itertools.cycle("osD^vP*X")):
-        chosen = frame[[each == name for each in names]]
-        ax.plot(chosen["x"], chosen["y"], marker, ms=6, label=name or None)
-    for _, row in frame.iterrows():
-        ax.annotate(row["word"], (row["x"], row["y"]), (4, 3), textcoords="offset points")
-    if groups:
-        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    ax.set(xlabel="first principal component", ylabel="second principal component")
-    note = f"{frame.attrs['explained']:.0%} of the variance; neighbour recall {frame.attrs['recall']:.0%}"
-    ax.set_title(note, loc="left", color="0.25")
-    return ax
-
-
-def describe_map(frame: pd.DataFrame) -> str:
-    """Returns the figure of `plot_map` in words: what it shows, and what may not be read off it."""
-    ends = [frame.loc[frame["x"].idxmin(), "word"], frame.loc[frame["x"].idxmax(), "word"]]
-    return (
-        f"Map of {len(frame)} words on their first two principal components, which hold "
-        f"{frame.attrs['explained']:.0%} of the variance; {ends[0]} lies farthest left, {ends[1]} farthest right. Of "
-        f"a word's five nearest neighbours in the original space {frame.attrs['recall']:.0%} are nearest on the map "
-        "too: distances on it are a hint and no measurement."
-    )
 
 
 def _takeaway(arms: pd.DataFrame, n_seeds: int) -> str:
@@ -321,10 +160,3 @@ def _small_print(ax, table: pd.DataFrame, base: float) -> None:
     below = (0, -4 * ax.xaxis.label.get_size())  # points: under the ticks and the label of the axis
     middle = {"ha": "center", "va": "top", "color": "0.25"}
     ax.annotate("\n".join(lines), (0.5, 0), below, "axes fraction", "offset points", **middle)
-
-
-def _new_axes(n_rows: float):
-    import matplotlib.pyplot as plt
-
-    scale = plt.rcParams["font.size"] / FONT_SIZES["page"]
-    return plt.subplots(figsize=(7.2 * scale, (1.6 + 0.32 * n_rows) * scale), layout="constrained")[1]
