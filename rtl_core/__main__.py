@@ -1,4 +1,4 @@
-"""The command line: rtl data | sources | pretrain | run | study | score | report | doctor."""
+"""The command line: rtl data | sources | pretrain | run | study | analyse | score | report | doctor."""
 
 import argparse
 import json
@@ -11,9 +11,11 @@ from pathlib import Path
 
 from rtl_core.choices import CHOICES
 from rtl_core.config import SCORE_CONTEXTS, Experiment, PretrainConfig
-from rtl_core.storage import StudyError, results_dir
+from rtl_core.findings import VERSIONS
+from rtl_core.storage import StudyError, results_dir, say
 from rtl_core.studies import NAMED, STUDY_SIZES, grid
 
+GRIDS = (*STUDY_SIZES, *NAMED)
 DESCRIPTION = "Can word embeddings trained for other tasks improve a neural language model?"
 
 
@@ -53,6 +55,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     pre.add_argument("--output", type=Path, help="also write the table here, in word2vec's text format")
 
+    _add_studies(add)
+    score = add("score", _score, "score a text of your own with a trained model")
+    score.add_argument("model", help="the name (or its beginning) of a record, or a model's folder")
+    score.add_argument("file", type=Path, help="a UTF-8 text file; - for standard input")
+    score.add_argument("--words", action="store_true", help="also show the nats of every token")
+
+    report = add("report", _report, "print the table of finished runs (--json: one row a record)")
+    report.add_argument("--results", help="local, reference or a folder (default: local if it holds a study)")
+    report.add_argument("--write", action="store_true", help="write README's and results' generated parts")
+    report.add_argument(
+        "--promote", nargs="+", choices=GRIDS, help="make finished studies the reference, with their findings"
+    )
+
+    add("doctor", _doctor, "say what is here: versions, device, corpora, how long a study takes")
+    return parser
+
+
+def _add_studies(add) -> None:
+    """Adds the commands that train language models and look into them."""
     one = add("run", _run, "train and score one language model, or a named experiment")
     one.add_argument("name", nargs="?", help=f"a named experiment: {', '.join(NAMED)}")
     _add_settings(one, Experiment)
@@ -67,20 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--workers", type=int, help="processes (default: one a core)")
     study.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler to run on instead")
 
-    score = add("score", _score, "score a text of your own with a trained model")
-    score.add_argument("model", help="the name (or its beginning) of a record, or a model's folder")
-    score.add_argument("file", type=Path, help="a UTF-8 text file; - for standard input")
-    score.add_argument("--words", action="store_true", help="also show the nats of every token")
-
-    report = add("report", _report, "print the table of finished runs (--json: one row a record)")
-    report.add_argument("--results", help="local, reference or a folder (default: local if it holds a study)")
-    report.add_argument("--write", action="store_true", help="write README's and results' generated parts")
-    report.add_argument(
-        "--promote", nargs="+", choices=(*STUDY_SIZES, *NAMED), help="make finished studies the reference"
+    analyse = add("analyse", _analyse, "measure what the trained models of a study have learnt")
+    analyse.add_argument("study", nargs="+", choices=GRIDS, metavar="STUDY", help=", ".join(GRIDS))
+    analyse.add_argument(
+        "--only", nargs="+", choices=tuple(VERSIONS), default=(), help="these (default: all)"
     )
-
-    add("doctor", _doctor, "say what is here: versions, device, corpora, how long a study takes")
-    return parser
+    analyse.add_argument("--workers", type=int, help="processes (default: one a core)")
 
 
 def _add_command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
@@ -209,7 +222,7 @@ def _run(arguments) -> int:
 
 
 def _study(arguments) -> None:
-    from rtl_core import compare, figures, run_all
+    from rtl_core import compare, figures, report, run_all
     from rtl_core.results import load_results, record_rows
     from rtl_core.tables import markdown_table
 
@@ -230,10 +243,29 @@ def _study(arguments) -> None:
     table = compare(results, baseline, across=across, leaky=size.leaky)
     path = results_dir() / "local" / f"study-{arguments.size}.png"
     with figures.style():
-        figures.save_figure(figures.plot_perplexity(table), path)
+        ax, words = report.study_figure(size, results, table)
+        figures.save_figure(ax, path)
     rows = json.loads(record_rows(results).to_json(orient="records"))
     _show(arguments, rows, markdown_table(table))
-    print(f"{figures.describe_perplexity(table)}\nFigure: {path}", file=sys.stderr)
+    print(f"{words}\nFigure: {path}", file=sys.stderr)
+
+
+def _analyse(arguments) -> int:
+    from rtl_core.analysis import analyse
+    from rtl_core.experiments import record_path
+    from rtl_core.results import Record
+
+    paths = dict.fromkeys(record_path(e) for name in arguments.study for e in grid(name))
+    missing = [path for path in paths if not path.exists()]
+    if len(missing) == len(paths):
+        raise StudyError(f"there is nothing to analyse yet; rtl study --size {arguments.study[0]} makes it.")
+    if missing:
+        say(f"{len(missing)} of {len(paths)} runs are not finished and are left out, first {missing[0].stem}")
+    rows = analyse((Record.load(p) for p in paths if p.exists()), arguments.only, arguments.workers)
+    lines = [f"{r['analysis']:12} {r['there']} there, {r['measured']} measured now" for r in rows]
+    lines += [f"{r['analysis']} refused {name}: {why}" for r in rows for name, why in r["refused"].items()]
+    _show(arguments, rows, "\n".join(lines))
+    return int(any(r["refused"] for r in rows))
 
 
 def _model_folder(name: str) -> Path:

@@ -37,45 +37,54 @@ def save_finding(analysis: str, name: str, frame: pd.DataFrame) -> Path:
     return path
 
 
-def load_findings(analysis: str, names: Iterable[str]) -> pd.DataFrame:
+def load_findings(analysis: str, names: Iterable[str], every: bool = True) -> pd.DataFrame:
     """Returns what an analysis found in the models of these records: `record` and the analysis's own columns.
 
     The user's own findings and the committed ones are the same for the same record; the own ones are read first.
-    Raises: StudyError when a record has none.
+    Not `every`: records without are left out.
+    Raises: StudyError when a record has none; when all have none, where not every record needs some.
     """
-    names, found = list(dict.fromkeys(names)), {}
-    committed = results_dir() / "reference" / f"{analysis}.parquet"
-    for name in names:
-        if (path := finding_path(analysis, name)).exists():
-            found[name] = read_parquet(path).assign(record=name)
-    if len(found) < len(names) and committed.exists():
-        shared = read_parquet(committed)
-        found = dict(list(shared[shared["record"].isin(names)].groupby("record", observed=True))) | found
-    if missing := [name for name in names if name not in found]:
+    names = list(dict.fromkeys(names))
+    found = findings_of(analysis, names)
+    missing = [name for name in names if name not in found]
+    if missing and (every or not found):
         raise StudyError(
             f"{analysis} has not been measured of {len(missing)} of {len(names)} records, first {missing[0]}. "
             f"`rtl analyse STUDY --only {analysis}` measures it; that needs the trained models, which are made by "
             "`rtl study`."
         )
-    frame = pd.concat([found[name] for name in names], ignore_index=True)
+    frame = pd.concat(found.values(), ignore_index=True)
     return frame[["record", *frame.columns.drop("record")]]
 
 
 def collect_findings(names: Iterable[str], folder: Path) -> None:
     """Writes the findings there are of these records as one file an analysis, for a reference folder."""
     for analysis in VERSIONS:
-        frames = []
-        for name in sorted(names):
-            try:
-                frames.append(load_findings(analysis, [name]))
-            except StudyError:  # not every record was analysed
-                continue
-        if frames:
-            whole = pd.concat(frames, ignore_index=True)
-            texts = [
-                c for c in whole if whole[c].dtype == "str"
-            ]  # few different ones: an integer each on disk
-            with atomic(Path(folder) / f"{analysis}.parquet") as temporary:
+        if frames := findings_of(analysis, sorted(names)):  # not every record was analysed
+            whole = pd.concat(frames.values(), ignore_index=True)
+            # Few different texts: an integer each on disk. Floats are no such thing, and pack by their bytes.
+            texts = [name for name in whole if whole[name].dtype == "str"]
+            floats = [name for name in whole if whole[name].dtype.kind == "f"]
+            with atomic(committed_path(analysis, folder)) as temporary:
                 whole.astype(dict.fromkeys(texts, "category")).to_parquet(
-                    temporary, compression="zstd", index=False
-                )
+                    temporary, compression="zstd", index=False, use_byte_stream_split=floats,
+                    use_dictionary=[name for name in whole if name not in floats],
+                )  # fmt: skip
+
+
+def committed_path(analysis: str, folder: Path) -> Path:
+    """Returns where a reference folder keeps what an analysis found in all its records."""
+    return Path(folder) / f"{analysis}-{VERSIONS[analysis]}.parquet"
+
+
+def findings_of(analysis: str, names: list[str]) -> dict[str, pd.DataFrame]:
+    """Returns the findings there are of these records, by name in the order given."""
+    paths = {name: finding_path(analysis, name) for name in names}
+    found = {name: read_parquet(path).assign(record=name) for name, path in paths.items() if path.exists()}
+    committed = committed_path(analysis, results_dir() / "reference")
+    if len(found) < len(names) and committed.exists():
+        shared = read_parquet(committed)
+        texts = {name: "str" for name in shared if shared[name].dtype == "category"}
+        shared = shared[shared["record"].isin(names)].astype(texts)
+        found = dict(list(shared.groupby("record"))) | found
+    return {name: found[name] for name in names if name in found}

@@ -18,8 +18,8 @@ NATS = tuple(f"nats_{context}" for context in SCORE_CONTEXTS)
 DOCUMENT_COLUMNS = ("document", "domain", "tokens", *NATS)
 # what may differ from the baseline
 ARM_FIELDS = (
-    "source", "readout", "occurrences", "pretrain_epochs", "pretrain_on", "encoder_layers", "layer", "encoder",
-    "fold", "input_init", "input_mode", "l2sp", "warmup_frozen", "output_init", "output_mode",
+    "source", "readout", "occurrences", "pretrain_epochs", "pretrain_on", "pretrain_tokens", "encoder_layers",
+    "layer", "encoder", "fold", "input_init", "input_mode", "l2sp", "warmup_frozen", "output_init", "output_mode",
     "context_feature", "auxiliary", "auxiliary_weight",
 )  # fmt: skip
 BASELINE = {"source": "random", "input_mode": "finetuned"}
@@ -63,7 +63,7 @@ class Record:
         """File name without suffix: corpus, source, seed and the start of the identity."""
         parts = (self.experiment["corpus"], self.experiment["source"], str(self.experiment["seed"]))
         parts = (
-            re.sub(r"(file|folder|hub):.*", r"\1", part) for part in parts
+            re.sub(r"(file|code|folder|hub):.*", r"\1", part) for part in parts
         )  # identity has no paths, nor has a name
         safe = (re.sub(r"[^A-Za-z0-9.-]+", "_", part)[-60:] for part in parts)
         return "-".join((*safe, self.identity[:10]))

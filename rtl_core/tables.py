@@ -1,6 +1,7 @@
 """The words and numbers of a comparison as people read them: names of arms, effects, Markdown."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from rtl_core.results import Results
 
 GROUP = ["corpus", "lm_tokens", "settings"]  # rows that share these are compared
 BOUNDS = {"lstm": "random, all text", "kneser-ney": "Kneser-Ney 5-gram", "unigram": "unigram"}
+DASH = "–"
 MODES = {"finetuned": "fine-tuned", "l2sp": "L2-SP"}  # the others go by their own names
 
 
@@ -26,13 +28,15 @@ def _label(row, with_epochs: bool, across: tuple) -> str:
     mark = "" if pd.isna(row["converged"]) or row["converged"] else " (not converged)"
     if row["role"] == "bound":
         return f"bound: {BOUNDS[row['model']]}{mark}"
+    read = None if pd.isna(row["pretrain_tokens"]) else f"pre-trained on {row['pretrain_tokens']:,} tokens"
     # a file's name without its folders
-    source = re.sub("(file|hub):(.*)", lambda found: f"{found[1]}:{Path(found[2]).name}", row["source"])
+    source = re.sub("(file|code|hub):(.*)", lambda found: f"{found[1]}:{Path(found[2]).name}", row["source"])
     notes = {
         "input layer": row["readout"] == "input-layer",
         f"{row['occurrences']} occurrences": not pd.isna(row["occurrences"]),
         f"{row['pretrain_epochs']} epochs": with_epochs and not pd.isna(row["pretrain_epochs"]),
         f"on {row['pretrain_on']}": row["pretrain_on"] != "corpus",
+        read: read,
         f"{row['encoder_layers']} layers": not pd.isna(row["encoder_layers"]),
         f"layer {row['layer']}": not pd.isna(row["layer"]),
         f"folded {row['fold']}": row["fold"] != "nothing",
@@ -80,9 +84,44 @@ def effect_text(row) -> str:
         return "baseline"
     if pd.isna(row["effect_percent"]):
         return "no baseline"
-    interval = f" ({row['low_percent']:+.1f} to {row['high_percent']:+.1f})"
-    text = f"{row['effect_percent']:+.1f} %" + ("" if pd.isna(row["low_percent"]) else interval)
-    return text.replace("-", "−")
+    return change_text(*(row[f"{name}_percent"] for name in ("effect", "low", "high")), unit=" %")
+
+
+def change_text(value: float, low: float, high: float, unit: str = "") -> str:
+    """Returns a change in per cent with its interval, where it has one: "−12.3 (−14.0 to −10.5)"."""
+    if pd.isna(value):
+        return DASH
+    interval = "" if pd.isna(low) else f" ({low:+.1f} to {high:+.1f})"
+    return f"{value:+.1f}{unit}{interval}".replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    """Returns a p-value in words: "0.015", "< 0.001", or a dash where there is none."""
+    return DASH if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def tokens_text(tokens) -> str:
+    """Returns a number of tokens in words: "2.7 M", "12,000", or "unknown"."""
+    return "unknown" if pd.isna(tokens) else f"{tokens / 1e6:.1f} M" if tokens >= 1e5 else f"{tokens:,}"
+
+
+def overview_rows(table: pd.DataFrame, changes: Iterable[str]) -> list[dict]:
+    """Returns the rows of `analysis.overview` as people read them; `changes`: its columns with low and high."""
+    rows = []
+    for _, row in table.iterrows():
+        cells = {
+            "arm": row["label"],
+            "perplexity (95 %)": f"{row['perplexity']:.1f} ({row['low_perplexity']:.1f} to "
+            f"{row['high_perplexity']:.1f})",
+            "change, % (95 %)": change_text(*(row[f"{x}_percent"] for x in ("effect", "low", "high"))),
+            "p": p_text(row["p_holm"]),
+        }
+        cells |= {f"{x}, %": change_text(row[x], row[f"{x} low"], row[f"{x} high"]) for x in changes}
+        probe = DASH if pd.isna(row["probe"]) else f"{100 * row['probe']:.1f} %"
+        cells |= {"probe": probe, "purity": DASH if pd.isna(row["purity"]) else f"{row['purity']:.2f}"}
+        seconds = f"{row['pretraining_seconds']:.0f} + {row['training_seconds']:.0f}"
+        rows.append(cells | {"extra text": tokens_text(row["extra_tokens"]), "cost (s)": seconds})
+    return rows
 
 
 def markdown_table(table: pd.DataFrame) -> str:
@@ -92,8 +131,9 @@ def markdown_table(table: pd.DataFrame) -> str:
     notes = (
         "Perplexity: exact, per token with `<unk>` and `<eos>`, geometric mean over seeds; in brackets, where the"
         " model's state is reset (stream: nowhere). Effect: per cent of the baseline's perplexity (document),"
-        " paired by seed and document; in brackets its 95 % interval, a bootstrap over documents joined with the"
-        " variance over seeds; one seed has none. Rows stand in a fixed order and are not ranked."
+        " paired by seed and document; in brackets its 95 % interval, which joins a bootstrap over documents with"
+        " the spread over seeds, each by its own Student's t; one seed has none. p: of no effect, by Holm's"
+        " correction for the number of arms. Rows stand in a fixed order and are not ranked."
     )
     if not table["converged"].fillna(True).all():
         notes += " Not converged: the last epoch still gained over 1 %."
@@ -103,21 +143,20 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 def _markdown_rows(table: pd.DataFrame) -> str:
     header = (
-        "arm", "perplexity (document)", "each seed (document)", "effect on perplexity",
+        "arm", "perplexity (document)", "each seed (document)", "effect on perplexity", "p",
         "perplexity (stream)", "perplexity (sentence)", "extra tokens", "training (s)",
     )  # fmt: skip
     lines = [header, ("---", *["---:"] * (len(header) - 1))]
     for name, (_, row) in zip(labels(table), table.iterrows()):
-        extra = row["extra_tokens"]
-        known = "unknown" if pd.isna(extra) else f"{extra / 1e6:.1f} M" if extra >= 1e5 else f"{extra:,}"
         lines.append((
             name,
             f"{row['perplexity']:.1f}",
             ", ".join(f"{value:.1f}" for value in row["seeds"]),
             effect_text(row),
+            p_text(row["p_holm"]),
             f"{row['perplexity_stream']:.1f}",
             f"{row['perplexity_sentence']:.1f}",
-            known,
+            tokens_text(row["extra_tokens"]),
             f"{row['training_seconds']:.0f}",
         ))  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -148,5 +187,5 @@ def control_rows() -> list[dict]:
 def markdown_rows(rows: list[dict]) -> str:
     """Returns rows as a Markdown table, None as a dash."""
     lines = [tuple(rows[0]), ("---",) * len(rows[0])]
-    lines += [tuple("–" if value is None else str(value) for value in row.values()) for row in rows]
+    lines += [tuple(DASH if value is None else str(value) for value in row.values()) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

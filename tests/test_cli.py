@@ -18,6 +18,7 @@ from rtl_core.catalogue import SOURCES
 from rtl_core.choices import CHOICES
 from rtl_core.config import SCORE_CONTEXTS, Experiment
 from rtl_core.embeddings import Embeddings
+from rtl_core.findings import VERSIONS, load_findings
 from rtl_core.storage import results_dir
 from rtl_core.studies import FEW_ARMS, STUDY_SIZES
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "pretrain": ("--corpus", "--dim", "--seed", "--readout", "--epochs", "--neighbors", "--output"),
     "run": ("wikitext-2-fast", *(f"--{f.name.replace('_', '-')}" for f in fields(Experiment))),
     "study": ("--size", "--seconds", "--workers", "--scheduler", *STUDY_SIZES),
+    "analyse": ("STUDY", "--only", "--workers", *STUDY_SIZES, *VERSIONS),
     "score": ("model", "file", "--words"),
     "report": ("--results", "--write", "--promote"),
     "doctor": (),
@@ -222,6 +224,26 @@ def test_study_then_report(small_study, capsys):
     assert code == 0 and sorted(r["record"] for r in json.loads(out)) == sorted(r["record"] for r in rows)
     code, out, _ = call(capsys, "report", "--results", "local")
     assert code == 0 and "domain-sentence, fine-tuned" in out and "baseline" in out
+
+
+def test_analyse_measures_what_is_there_and_says_what_is_not(small_study, capsys):
+    code, out, err = call(capsys, "analyse", "smoke")
+    assert (
+        code == 2
+        and out == ""
+        and err == ("rtl: there is nothing to analyse yet; rtl study --size smoke makes it.\n")
+    )
+    first, *_ = experiments.run_all(small_study[:2], workers=1)
+    code, out, err = call(capsys, "analyse", "smoke", "--only", "slices", "--workers", 1, "--json")
+    assert code == 0 and json.loads(out) == [{"analysis": "slices", "there": 0, "measured": 2, "refused": {}}]
+    assert "3 of 5 runs are not finished and are left out" in err and "0 findings there, 2 to measure" in err
+    found = load_findings("slices", [first.name])
+    assert found.groupby("slicing")["tokens"].sum().unique() == [first.text["test_tokens"]]
+    code, out, _ = call(capsys, "analyse", "smoke", "--only", "slices", "--workers", 1)
+    assert code == 0 and out.split() == ["slices", "2", "there,", "0", "measured", "now"]
+    shutil.rmtree(results_dir() / "local" / "models" / first.name)
+    code, out, _ = call(capsys, "analyse", "smoke", "--only", "awareness", "--workers", 1)
+    assert code == 1 and f"awareness refused {first.name}: its trained model is gone" in out
 
 
 def test_a_setting_that_changes_nothing_is_said_to(folder_corpus, capsys):

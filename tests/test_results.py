@@ -6,8 +6,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from rtl_core.comparison import compare, effect
+from rtl_core.comparison import compare, effect, half_width, holm
 from rtl_core.config import Experiment
 from rtl_core.results import (
     DOCUMENT_COLUMNS,
@@ -104,8 +105,68 @@ def test_effect_equals_a_plain_bootstrap():
         chosen = rng.integers(40, size=40)
         drawn.append(sum(difference[i] for i in chosen) / sum(tokens[i] for i in chosen))
     per_seed = [(arm[:, s] - baseline[:, s]).sum() / tokens.sum() for s in range(3)]
-    half = 4.30265 * math.sqrt(np.var(drawn) + np.var(per_seed, ddof=1) / 3)
+    # Student's t with 39 and with 2 degrees of freedom
+    half = math.hypot(2.02269 * np.std(drawn), 4.30265 * np.std(per_seed, ddof=1) / math.sqrt(3))
     assert math.log1p(found["high_percent"] / 100) - np.mean(per_seed) == pytest.approx(half, rel=0.05)
+    assert (found["effect_nats"], found["high_nats"]) == pytest.approx(
+        (np.mean(per_seed), np.mean(per_seed) + half), rel=0.05
+    )
+
+
+def test_the_p_value_is_the_level_at_which_the_interval_ends_at_zero():
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(50, 500, size=30)
+    for shift in (0.001, 0.02, 0.5):
+        arm = rng.normal(shift, 0.05, (30, 3)) * tokens[:, None]
+        found = effect(arm, np.zeros((30, 3)), tokens)
+        spreads = found["sd_documents"], found["sd_seeds"]
+        half = half_width(spreads, (30, 3), found["p_value"])
+        assert half == pytest.approx(abs(found["effect_nats"]), rel=1e-6)
+        assert (found["p_value"] < 0.05) == (found["low_nats"] > 0 or found["high_nats"] < 0)
+    certain = effect(np.ones((30, 3)) * tokens[:, None], np.zeros((30, 3)), tokens)
+    assert certain["p_value"] == pytest.approx(0, abs=1e-9)
+
+
+def test_one_spread_alone_gives_student_s_interval():
+    tokens = np.full(20, 100)
+    alike = np.array([[1.0, 2.0, 4.0]] * 20) * 100  # documents agree, seeds do not
+    found = effect(alike, np.zeros((20, 3)), tokens)
+    interval = stats.t.interval(0.95, 2, np.mean([1, 2, 4]), stats.sem([1, 2, 4]))
+    assert (found["low_nats"], found["high_nats"]) == pytest.approx(interval)
+    assert found["p_value"] == pytest.approx(stats.ttest_1samp([1, 2, 4], 0).pvalue)
+
+
+def test_holm_equals_its_definition_and_leaves_gaps():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p = pd.Series(rng.random(6) ** 3)
+        order, running, expected = sorted(range(6), key=lambda i: p[i]), 0.0, [0.0] * 6
+        for rank, i in enumerate(order):
+            running = max(running, min(1.0, (6 - rank) * p[i]))
+            expected[i] = running
+        assert holm(p).tolist() == pytest.approx(expected)
+    assert holm(pd.Series([0.01, np.nan, 0.04])).tolist() == pytest.approx([0.02, np.nan, 0.04], nan_ok=True)
+    assert holm(pd.Series([], dtype=float)).empty
+
+
+def test_p_values_are_corrected_for_the_arms_of_a_group_and_for_no_bounds():
+    other = [made(ARM.replace(source="glove", seed=s), (45.0 + s, 146.0)) for s in (0, 1)]
+    table = compare(results(*by_hand(), *other, *bounds()))
+    arms = table[table["role"] == "arm"]
+    assert sorted(arms["p_holm"]) == pytest.approx(sorted(holm(arms["p_value"])))
+    assert table.loc[table["role"] != "arm", "p_holm"].isna().all()
+    assert compare(results(*by_hand()))["p_holm"].dropna().tolist() == pytest.approx(
+        compare(results(*by_hand()))["p_value"].dropna().tolist()
+    )
+
+
+def test_perplexity_has_an_interval_of_its_own_and_rows_name_their_records():
+    row = compare(results(*by_hand())).set_index("role").loc["baseline"]
+    assert row["low_perplexity"] < row["perplexity"] < row["high_perplexity"]
+    assert math.log(row["high_perplexity"]) == pytest.approx(
+        2 * math.log(row["perplexity"]) - math.log(row["low_perplexity"])
+    )
+    assert row["records"] == {0: by_hand()[0][0].name, 1: by_hand()[1][0].name}
 
 
 def test_same_data_twice_gives_the_same_table_and_no_effect_between_equal_arms():
