@@ -1,51 +1,32 @@
 """Pre-training by counting against the plainest correct implementation of the same idea, on the same text."""
 
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 from scipy.special import stdtrit
-from scipy.stats import spearmanr
 
 from benchmarks import row
+from rtl_core.analysis.intrinsic import similarity
 from rtl_core.config import PretrainConfig
 from rtl_core.corpora import load_corpus
 from rtl_core.corpora.clusters import document_counts, latent_space
+from rtl_core.corpora.sources import missing
 from rtl_core.corpora.vocabulary import Encoded, Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain import glove as ours
 
-SIMILARITY = {
-    "SimLex-999": ("SimLex-999/SimLex-999.txt", 3),
-    "WordSim-353": ("wordsim353/combined.tab", 2),
-}  # file, column of the judgement
+JUDGED = {"SimLex-999": "simlex-999", "WordSim-353": "wordsim-353"}
 DIM, VOCAB_SIZE = 128, 10_000
 DENSE_DOCUMENTS = 1000
 SEEDS = 3
 PLAIN_EPOCHS = 25  # fewer than the 50 of the paper: on WikiText-2 its correlations no longer rise
 
 
-def similarity(embeddings: Embeddings, name: str) -> tuple[float, int]:
-    """Returns Spearman's correlation of cosines with human judgements, and how many pairs are covered.
-
-    The files lie under `RTL_DATA_DIR`.
-    """
-    file, column = SIMILARITY[name]
-    lines = (Path(os.environ["RTL_DATA_DIR"]) / file).read_text(encoding="utf-8").splitlines()[1:]
-    rows = [line.split("\t") for line in lines]
-    pairs = [(r[0].lower(), r[1].lower(), float(r[column])) for r in rows]
-    known = [pair for pair in pairs if pair[0] in embeddings and pair[1] in embeddings]
-    unit = embeddings.normalised()
-    cosines = [float(unit.vector(first) @ unit.vector(second)) for first, second, _ in known]
-    return float(spearmanr(cosines, [judged for *_, judged in known]).statistic), len(known)
-
-
 def judged(embeddings: Embeddings) -> dict[str, float]:
     """Returns the correlation with each set of judgements that is at hand, the pairs covered in its name."""
-    found = {name: similarity(embeddings, name) for name in SIMILARITY if os.environ.get("RTL_DATA_DIR")}
-    return {f"{name} ({n_pairs} pairs)": value for name, (value, n_pairs) in found.items()}
+    found = {title: similarity(embeddings, name) for title, name in JUDGED.items() if not missing(name)}
+    return {f"{title} ({used} pairs)": value for title, (value, used, _) in found.items()}
 
 
 def over_seeds(subject: str, ours: list[dict], plain: list[dict], at_least: dict[str, float]) -> list[dict]:

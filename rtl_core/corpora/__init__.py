@@ -1,11 +1,12 @@
 """Text in: `load_corpus(name)` returns any corpus, parsed once and kept; the rest serves `rtl data`."""
 
 import re
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from rtl_core.config import identity
-from rtl_core.corpora import docstrings, folder, labelled, public
+from rtl_core.corpora import docstrings, folder, labelled, public, topicworld
 from rtl_core.corpora.corpus import SPLITS, Corpus, Document, sample_documents
 from rtl_core.corpora.labelled import load_labelled
 from rtl_core.corpora.sources import (
@@ -24,6 +25,7 @@ __all__ = [
     "Corpus", "Document", "Vocabulary", "check", "corpora_table", "get", "load_corpus", "sample_documents"
 ]  # fmt: skip
 RECIPE = 1  # raised by hand when a change of code changes the text of a corpus
+READ_BY = {"labelled": "`rtl sources` says which source reads it", "judged": "analysis/intrinsic.py reads it"}
 
 
 def _reader(name: str):
@@ -33,14 +35,17 @@ def _reader(name: str):
         return partial(folder.read_folder, name, files), files
     if name == "docstrings":
         return docstrings.read_docstrings, [docstrings.installed_versions(), source(name)]
-    if source(name).get("kind") == "labelled":
-        raise StudyError(f"{name} is a labelled set, not a corpus; `rtl sources` says which source reads it.")
+    if name.partition(":")[0] == "topicworld":
+        world = topicworld.World.named(name)
+        return partial(topicworld.read_topicworld, world), asdict(world)
+    if kind := source(name).get("kind"):
+        raise StudyError(f"{name} is a {kind} set, not a corpus; {READ_BY[kind]}.")
     files, checksums = checked_files(name)
     return partial(public.READERS[name], files), checksums
 
 
 def load_corpus(name: str) -> Corpus:
-    """Returns docstrings, wikitext-2, ag-news, 20newsgroups or folder:PATH. Nothing is downloaded.
+    """Returns docstrings, topicworld[:SETTINGS], wikitext-2, ag-news, 20newsgroups or folder:PATH, none downloaded.
 
     The parsed text is kept in the cache under the content of its origin: a changed file is read again.
     Raises: StudyError for an unknown name, and for files that are missing, damaged or not what is expected.
@@ -71,7 +76,7 @@ def corpora_table() -> list[dict]:
         row = {"name": name, "kind": entry.get("kind", "corpus")}
         try:
             files = raw_files(name) if "files" in entry else {}
-            where = next((str(path.parent) for path in files.values()), "installed packages")
+            where = next((str(path.parent) for path in files.values()), entry["home"])
             row |= {"at_hand": True, "where": where}
         except StudyError:
             row |= {"at_hand": False, "where": f"run `rtl data get {name}`"}
@@ -87,6 +92,8 @@ def get(name: str) -> str:
     if "downloads" in all_sources().get(name, {}) and missing(name):
         download(name)
     found = _load(name)
+    if found is None:
+        return f"{name} is at hand, its sha256 the known one."
     sizes = ", ".join(f"{split} {found.n_tokens(split):,}" for split in SPLITS)
     if isinstance(found, Corpus):
         return f"{name} is at hand: {len(found.documents):,} documents; tokens: {sizes}."
@@ -94,18 +101,24 @@ def get(name: str) -> str:
     return f"{name} is at hand: {n_examples:,} examples; tokens: {sizes}."
 
 
-def _load(name: str) -> Corpus | labelled.LabelledSet:
+def _load(name: str) -> Corpus | labelled.LabelledSet | None:
+    """Returns what is read; of words that people judged only the checksum is looked at, which says all."""
+    if all_sources().get(name, {}).get("kind") == "judged":
+        return checked_files(name) and None
     return load_labelled(name) if name in labelled.READERS else load_corpus(name)
 
 
 def check(name: str | None = None) -> list[dict]:
     """Returns a row for the corpus or labelled set (None: all at hand): whether it reads as expected, or why not."""
-    if name and not name.startswith("folder:"):
+    if name and not name.startswith(("folder:", "topicworld:")):
         source(name)  # or it is unknown
     rows = []
     for each in [name] if name else [row["name"] for row in corpora_table() if row["at_hand"]]:
         try:
             found = _load(each)
+            if found is None:
+                rows.append({"name": each, "ok": True, "found": "as expected"})
+                continue
             other = found.report.get("versions", []) + differences(found)
             tokens = {f"{split}_tokens": found.n_tokens(split) for split in SPLITS}
             rows.append({"name": each, "ok": not other, "found": "; ".join(other) or "as expected"} | tokens)
