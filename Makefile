@@ -3,14 +3,8 @@
 SIZE ?= quick
 ENV := $(or $(VIRTUAL_ENV),$(if $(filter base,$(CONDA_DEFAULT_ENV)),,$(CONDA_PREFIX)),.venv)
 PYTHON = "$(ENV)/bin/python"
-NOTEBOOKS = $(wildcard notebooks/*.ipynb)
-# no times and no editor's marks, so that a notebook's diff shows only what changed
-CLEAN = --log-level=WARN --ExecutePreprocessor.record_timing=False --ClearMetadataPreprocessor.enabled=True \
-	--ClearMetadataPreprocessor.preserve_cell_metadata_mask=tags \
-	--ClearMetadataPreprocessor.preserve_nb_metadata_mask=kernelspec
-
 .DEFAULT_GOAL := help
-.PHONY: help setup study report test lab notebooks bench
+.PHONY: help setup study report test lab notebooks figures site blank bench
 
 help: ## this list
 	@echo "Each of these sets itself up first, where that is needed:"
@@ -31,8 +25,17 @@ test: setup ## all tests and notebooks, offline
 lab: setup ## JupyterLab on the notebooks
 	@$(PYTHON) -m jupyterlab notebooks
 
-notebooks: setup ## run all notebooks in fresh kernels and keep their outputs
-	@RTL_SIZE=quick $(PYTHON) -m jupyter nbconvert --to notebook --execute --inplace $(CLEAN) $(NOTEBOOKS)
+notebooks: setup ## run all notebooks in fresh kernels, keep their outputs and what each cost
+	@RTL_SIZE=quick $(PYTHON) -m course notebooks
+
+figures: setup ## every figure of the study as SVG, PDF and PNG, described in figures/README.md
+	@$(PYTHON) -m course figures
+
+site: setup ## all pages and notebooks as HTML in site/, searchable, without network
+	@$(PYTHON) -m course site
+
+blank: setup ## copies of the notebooks for students in blank/: no outputs, no solutions
+	@$(PYTHON) -m course blank
 
 bench: setup ## speed and memory as ratios in one run; writes benchmarks/results.json
 	@$(PYTHON) -m benchmarks

@@ -103,12 +103,15 @@ OUTSIDE = {
     "file:": Source(
         "", "unknown", "unknown", "unknown", "a word2vec, GloVe or fastText .vec file", "the user's", ("fold",)
     ),
+    "code:": Source(
+        "", "the user's", "the user's", "unknown", "a Python file with a function pretrain", "the user's", PLAIN
+    ),
     "hub:": Source(
         "hub", "unknown", "unknown", "sentence", "an encoder of the transformers library, and the extra [hub]",
         "the model's", ("pretrain_on", "readout", "occurrences", "layer"),
     ),
 }  # fmt: skip
-PLACEHOLDERS = {"file:": "file:PATH", "hub:": "hub:MODEL"}
+PLACEHOLDERS = {"file:": "file:PATH", "code:": "code:PATH", "hub:": "hub:MODEL"}
 # One source that breaks the rules on purpose, for teaching: no table of vectors, but states of the very text.
 LEAKY = "leaky-bilm"
 SOURCES[LEAKY] = Source(

@@ -18,6 +18,7 @@ CHOICES = {
     "auxiliary": ("none", "domain"),
     "criterion": ("sampled-softmax", "softmax", "nce", "adaptive-softmax"),
     "sampling": ("unigram", "log-uniform"),
+    "output_rows": ("touched", "all"),
     "tuning": ("none", "equal-budget"),
     "train_context": ("stream", "document", "sentence"),
     "schedule": ("one-cycle", "constant"),
@@ -83,6 +84,10 @@ REFUSED = (
     (
         {"criterion": ("adaptive-softmax",), "output_mode": ("frozen",)},
         "adaptive softmax starts at random, and frozen would learn nothing; choose output_mode finetuned",
+    ),
+    (
+        {"output_mode": ("frozen",), "output_rows": ("all",)},
+        "a frozen output table keeps its rows; choose output_mode finetuned, or output_rows touched",
     ),
     (
         {"source": (LEAKY,), "context_feature": CHOICES["context_feature"][1:]},

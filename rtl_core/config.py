@@ -159,12 +159,12 @@ class PretrainConfig(_Config):
 
     @property
     def content(self) -> str:
-        """What identifies the source: its name; for files and folders of vectors what they hold, not their path."""
+        """What identifies the source: its name; for files and folders what they hold, not their path."""
         kind, _, path = self.source.partition(":")
-        if kind == "file":
+        if kind in ("file", "code"):
             if "+" in path and not Path(path).exists():
                 raise StudyError(f"there is no file {path}; in A+B a file comes last: glove+file:PATH.")
-            return f"file:{file_sha256(path)}"
+            return f"{kind}:{file_sha256(path)}"
         if kind == "hub" and Path(path).is_dir():
             return "hub:" + identity([file_sha256(p) for p in sorted(Path(path).rglob("*")) if p.is_file()])
         return self.source
@@ -190,6 +190,10 @@ class Experiment(_Config):
     occurrences: int | None = _setting(None, OCCURRENCES, 1, 10**9, of_sources="occurrences")
     pretrain_epochs: int | None = _setting(None, EPOCHS, 1, 1000, of_sources="epochs")
     pretrain_on: str = _setting("corpus", PRETRAIN_ON, of_sources="pretrain_on")
+    pretrain_tokens: int | None = _setting(
+        None, "how much of it is read, the LM's own documents first; none: all", 1, 10**12,
+        of_sources="pretrain_on",
+    )  # fmt: skip
     encoder_layers: int | None = _setting(None, LAYERS, 1, 24, of_sources="encoder_layers")
     layer: int | None = _setting(None, LAYER, 1, 48, of_sources="layer")
     encoder: str = _setting("own", ENCODER, of_sources="encoder")
@@ -260,6 +264,12 @@ class Experiment(_Config):
     sampling: str = _setting(
         "unigram", "what they are drawn from", where=("criterion", ("sampled-softmax", "nce"))
     )
+    output_rows: str = _setting(
+        "touched",
+        "of the output table, what a step on a sample trains: the touched rows, by Adam without momentum, or all, by "
+        "Adam with it, as without a sample",
+        where=("criterion", ("sampled-softmax", "nce")),
+    )
     label_smoothing: float = _setting(
         0.0,
         "share of the target spread over all words in training",
@@ -302,6 +312,13 @@ class Experiment(_Config):
                 f"choose input_mode frozen, or at most {self.max_epochs - 1} for warmup_frozen."
             )
 
+    def settled(self) -> "Experiment":
+        """Returns a copy in which every setting that changes nothing has its default; a bound reads its text only."""
+        if self.model == "lstm":
+            return super().settled()
+        text = ("corpus", "vocab_size", "lm_tokens", "valid_tokens", "test_tokens", "model")
+        return Experiment(**{name: getattr(self, name) for name in text})
+
     @property
     def pretraining(self) -> PretrainConfig:
         """The settings of the pre-training behind this experiment."""
@@ -310,7 +327,7 @@ class Experiment(_Config):
 
     @cached_property
     def file_inputs(self) -> dict[str, list[str]]:
-        """What `file:` and `hub:` sources hold: identity follows the content, never the path."""
+        """What `file:`, `code:` and `hub:` sources hold: identity follows the content, never the path."""
         names = map(catalogue.base_of, catalogue.parts_of(catalogue.table_of(self.source)))
         outside = [name for name in names if name.startswith(tuple(catalogue.OUTSIDE))]
         return {"files": [PretrainConfig(name).content for name in outside]} if outside else {}
@@ -323,5 +340,5 @@ class Experiment(_Config):
         if self.pretrain_on.startswith("folder:"):
             settings["pretrain_on"] = "folder:"
         if self.file_inputs:  # the same file under another name is the same experiment
-            settings["source"] = re.sub("(file|hub):.*", r"\1:", settings["source"])
+            settings["source"] = re.sub("(file|code|hub):.*", r"\1:", settings["source"])
         return identity(settings, corpus_fingerprint, self.file_inputs, RECIPE)

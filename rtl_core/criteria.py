@@ -23,6 +23,7 @@ def make_output(
             return AdaptiveSoftmax(counts, experiment.hidden_size)
     kind = NoiseContrastive if experiment.criterion == "nce" else OutputLayer
     n_samples = None if experiment.criterion == "softmax" else experiment.n_samples
+    sparse = sparse and experiment.output_rows == "touched"
     return kind(weight, counts, n_samples, sparse, experiment.sampling, experiment.label_smoothing)
 
 

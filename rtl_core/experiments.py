@@ -1,6 +1,5 @@
 """From settings to records: run one experiment, run a grid."""
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -43,7 +42,7 @@ from rtl_core.texts import (
     text_of,
     vocabulary_of,
 )
-from rtl_core.training import Diverged, History, Optimisation, device, fit
+from rtl_core.training import Diverged, History, Optimisation, device, fit, give_back_memory
 from rtl_core.transfer import build_model, save_model
 from rtl_core.tuning import Trial, best_trial, trials_of
 
@@ -77,7 +76,7 @@ def run(e: Experiment) -> Record:
 
 
 def _make(e: Experiment) -> Record:
-    return _make_bound(e) if e.model != "lstm" else _make_lstm(e)
+    return _make_bound(e.settled()) if e.model != "lstm" else _make_lstm(e)
 
 
 def run_all(
@@ -111,7 +110,7 @@ def run_all(
         tables = {_table_key(e): e for e in missing if _needs_table(e)}
         jobs = [delayed(_pretrain_one)(e) for e in tables.values()]
         forget()
-        _give_back()
+        give_back_memory()
         with _workers(workers, scheduler) as parallel:
             _progress(parallel, [*jobs, *(delayed(_run_one)(e) for e in missing)])
     return [Record.load(path) for path in paths]
@@ -125,7 +124,7 @@ def _table_key(e: Experiment) -> tuple:
     """Returns what decides the table behind an experiment; controls of one table share it."""
     text = e.settled().pretrain_on
     own_text = e.lm_tokens if text == "lm-split" else None
-    return e.pretraining.base.settled(), e.corpus, e.vocab_size, text, own_text
+    return e.pretraining.base.settled(), e.corpus, e.vocab_size, text, e.settled().pretrain_tokens, own_text
 
 
 def _pretrained(e: Experiment, config) -> Pretrained:
@@ -179,16 +178,7 @@ def _alone():
             yield
         finally:
             torch.set_num_threads(threads)
-            _give_back()
-
-
-def _give_back() -> None:
-    """Gives free memory back to the system, so that two workers and who waits for them stay within 2 GiB.
-
-    The C library would keep it: 200 MiB and more after batches of many sizes.
-    """
-    if platform.system() == "Linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
+            give_back_memory()
 
 
 def _pretrain_one(e: Experiment) -> str:
@@ -277,7 +267,7 @@ def fit_language_model(e: Experiment, model: LSTMLanguageModel, text: Text) -> H
     """Returns the history of training `model` on the LM's text, validated in the context it is trained in."""
     optimisation = Optimisation(
         e.learning_rate, e.schedule, e.max_epochs, e.patience, e.weight_decay, e.clip,
-        average_from=e.average_from,
+        average_from=e.average_from, patience_after=e.warmup_frozen,
     )  # fmt: skip
 
     def batches(epoch: int):

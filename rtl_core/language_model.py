@@ -5,9 +5,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from rtl_core.batches import Batch
+from rtl_core.corpora.vocabulary import EOS_ID
 from rtl_core.criteria import OutputLayer
 from rtl_core.input_layers import InputLayer
 from rtl_core.recurrent import Dropouts
+from rtl_core.softmax import affine
+from rtl_core.storage import StudyError
 from rtl_core.training import Loss
 
 
@@ -68,3 +71,37 @@ class LSTMLanguageModel(nn.Module):
                 nats = F.cross_entropy(self.head(hidden), labels, ignore_index=-1, reduction="sum")
                 total = total + self.head_weight * nats
         return Loss(total, len(targets), tuple(part.detach() for part in state))
+
+
+SAMPLED = 256  # texts that are sampled side by side; changes speed and memory, never a word
+
+
+@torch.no_grad()
+def generate(model: LSTMLanguageModel, openings: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Returns how the model goes on after each opening: word ids sampled one by one from the exact softmax.
+
+    An opening is read from `<eos>` and a zero state, as a document is scored. `<unk>` is a word like any other: it is
+    sampled, and read again, as often as the model expects it. Each draw, uniform from 0 to 1, decides one word, so
+    that a text depends on its own draws alone.
+    Shapes: openings int64 (B, n), draws float64 (B, T) -> int64 (B, T).
+    Raises: StudyError for a model whose output is not one softmax.
+    """
+    if not isinstance(model.output, OutputLayer):
+        raise StudyError(
+            "texts are sampled from one softmax over all words, and this model has an adaptive one; train it with "
+            "criterion softmax or sampled-softmax."
+        )
+    model.eval()
+    pairs = zip(openings.split(SAMPLED), draws.split(SAMPLED))
+    return torch.cat([_continued(model, *pair) for pair in pairs])
+
+
+def _continued(model: LSTMLanguageModel, openings: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    weight, bias = model.output.weight.float(), model.output.bias.float()
+    inputs, state, words = F.pad(openings, (1, 0), value=EOS_ID).to(weight.device), None, []
+    for draw in draws.to(weight.device).T:
+        hidden, state = model.states(inputs, state)
+        chances = affine(hidden[:, -1], weight, bias).softmax(1).cumsum(1, dtype=torch.float64)  # (B, V)
+        inputs = torch.searchsorted(chances, draw[:, None] * chances[:, -1:]).clamp_(max=len(bias) - 1)
+        words.append(inputs)
+    return torch.cat(words, dim=1).cpu()

@@ -50,14 +50,14 @@ def token_nats(
     product with the vocabulary in bf16, whose mean differs in the sixth digit: for validation during training only.
     """
     out = np.empty(len(text), dtype=np.float32)
-    for hidden, targets, places in _states(
+    for hidden, targets, places in states(
         model, text, context, lanes or LANES[context], window or WINDOW[context]
     ):
         out[places] = model.output.nats(hidden, targets, bf16).cpu().numpy()
     return out
 
 
-def _states(model: LSTMLanguageModel, text: Encoded, context: str, lanes: int, window: int):
+def states(model: LSTMLanguageModel, text: Encoded, context: str, lanes: int, window: int):
     """Yields the states that predict tokens, the tokens, and where they stand. Shapes: (n, H), (n,), (n,)."""
     model.eval()
     where, state = next(model.parameters()).device, None
@@ -78,7 +78,7 @@ def label_scores(model: LSTMLanguageModel, text: Encoded) -> dict[str, float]:
     if model.head is None:
         return {}
     found = np.empty(len(text), dtype=np.int64)
-    for hidden, _, places in _states(model, text, "document", LANES["document"], WINDOW["document"]):
+    for hidden, _, places in states(model, text, "document", LANES["document"], WINDOW["document"]):
         found[places] = model.head(hidden).argmax(1).cpu().numpy()
     labelled = text.labels >= 0
     if not labelled.any():
@@ -120,7 +120,8 @@ def score_text(folder: Path, file: Path) -> tuple[dict, list[tuple[str, float]]]
     """
     reader = load_reader(folder)
     model, vocabulary, tokenizer = load_model(folder)
-    raw = decode_text(sys.stdin.buffer.read(), file) if str(file) == "-" else read_text(file)
+    piped = str(file) == "-"
+    raw = decode_text(sys.stdin.buffer.read(), "standard input") if piped else read_text(file)
     document = Document(str(file), None, "test", paragraphs_of(raw, tokenizer))
     if not any(document.lines()):
         raise StudyError(f"{file} holds no words to score.")

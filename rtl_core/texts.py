@@ -79,10 +79,17 @@ def _lm_split(name: str, fingerprint: str, lm_tokens: int | None) -> Corpus:
 
 
 def pretraining_corpus(e: Experiment) -> Corpus:
-    """Returns the corpus whose training split the pre-training reads, as `pretrain_on` says.
+    """Returns the corpus whose training split the pre-training reads, as `pretrain_on` and `pretrain_tokens` say.
 
-    Another corpus loses what repeats the test text of the LM's.
+    Another corpus loses what repeats the test text of the LM's. Subsets are drawn as the LM's text is: of two of
+    the same corpus the larger holds the smaller, and one as long as the LM's text is that text.
+    Raises: StudyError when there is less text than asked for.
     """
+    whole, n_tokens = _whole_pretraining_corpus(e), e.settled().pretrain_tokens
+    return whole if n_tokens is None else whole.sampled(n_tokens)
+
+
+def _whole_pretraining_corpus(e: Experiment) -> Corpus:
     own, name = corpus_of(e.corpus), e.settled().pretrain_on
     if name == "lm-split":
         return _lm_split(e.corpus, own.fingerprint, e.lm_tokens)

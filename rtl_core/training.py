@@ -28,10 +28,23 @@ KEPT, KEPT_AT_ONCE = 128, 32
 
 def keep_memory() -> None:
     """Makes the C library keep freed memory for the next step, KEPT MiB at most and no piece over KEPT_AT_ONCE."""
-    if platform.system() == "Linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc has it
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h
-        libc.mallopt(trim_threshold, KEPT << 20)
-        libc.mallopt(mmap_threshold, KEPT_AT_ONCE << 20)
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    _c_library("mallopt", trim_threshold, KEPT << 20)
+    _c_library("mallopt", mmap_threshold, KEPT_AT_ONCE << 20)
+
+
+def give_back_memory() -> None:
+    """Gives free memory back to the system, so that two workers and who waits for them stay within 2 GiB.
+
+    The C library would keep it: 200 MiB and more after batches of many sizes.
+    """
+    _c_library("malloc_trim", 0)
+
+
+def _c_library(function: str, *arguments: int) -> None:
+    """Calls a function of the C library where that is glibc, which has it."""
+    if platform.system() == "Linux" and hasattr(library := ctypes.CDLL(None), function):
+        getattr(library, function)(*arguments)
 
 
 keep_memory()
@@ -58,6 +71,7 @@ class Optimisation:
     warmup: float = 0.2  # share of all steps before the peak of one-cycle
     method: str = "adam"  # or "adagrad", whose steps only ever shrink
     average_from: int | None = None  # epoch from which on the mean of the weights is what counts: RunningMean
+    patience_after: int = 0  # epochs that do not count for patience: part of the model is held until then
 
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns the optimiser of these parameters."""
@@ -245,7 +259,7 @@ def fit(
     steps = sum(1 for _ in batches(0))
     try:
         for epoch in range(len(history.rows), optimisation.max_epochs):
-            if _stalled(history.rows) >= optimisation.patience:
+            if _stalled(history.rows[optimisation.patience_after :]) >= optimisation.patience:
                 break
             label = _label(objective, epoch, optimisation)
             bar = tqdm(batches(epoch), label, steps, leave=False, disable=None)

@@ -23,6 +23,8 @@ from rtl_core.experiments import model_dir, run
 from rtl_core.scoring import token_nats
 from rtl_core.softmax import LogNormaliser, SoftmaxLoss, affine, fast_bf16, log_normaliser, matmul
 from rtl_core.storage import StudyError
+from rtl_core.studies import grid
+from rtl_core.training import RowwiseAdamW
 from rtl_core.transfer import load_model
 
 V, D, N = 40, 8, 30
@@ -350,6 +352,7 @@ def tiny_text(monkeypatch, tiny_corpus):
         {"criterion": "softmax", "label_smoothing": 0.1},
         {"criterion": "sampled-softmax", "sampling": "log-uniform"},
         {"criterion": "nce"},
+        {"criterion": "sampled-softmax", "output_rows": "all", "output_init": "tied"},
         {"criterion": "adaptive-softmax"},
     ],
 )
@@ -361,6 +364,36 @@ def test_each_criterion_trains_a_model_that_is_stored_and_beats_the_unigram(tiny
     model, _, _ = load_model(model_dir(record.name))
     nats = token_nats(model, texts.text_of(e).test, "stream")
     assert math.exp(nats.mean(dtype=np.float64)) == pytest.approx(record.scores["test_perplexity_stream"])
+
+
+@pytest.mark.parametrize("rows", ["touched", "all"])
+def test_a_row_that_was_drawn_once_moves_on_by_momentum_only_if_all_rows_are_trained(rows):
+    e = SMALL.replace(output_rows=rows, hidden_size=D)
+    layer = make_output(e, nn.Parameter(torch.randn(V, D)), np.ones(V), sparse=True)
+    twin = nn.Parameter(layer.weight.detach().clone())
+    kinds = (RowwiseAdamW, layer.parameters()), (torch.optim.AdamW, [twin])
+    optimisers = [kind(parameters, lr=0.01, weight_decay=0.0) for kind, parameters in kinds]
+    hidden, moved = torch.ones(1, D), []
+    for word in (3, 5):
+        before = layer.weight.detach().clone()
+        layer.sampled_loss(hidden, torch.tensor([word]), torch.tensor([word + 1])).backward()
+        assert layer.weight.grad.is_sparse == (rows == "touched")
+        twin.grad = layer.weight.grad.to_dense()
+        [each.step() for each in optimisers], [each.zero_grad() for each in optimisers]
+        moved.append(set((layer.weight != before).any(1).nonzero()[:, 0].tolist()))
+    assert moved == [{3, 4}, {5, 6} if rows == "touched" else {3, 4, 5, 6}]
+    assert torch.equal(layer.weight, twin) == (rows == "all")  # what trains the full softmax's table
+
+
+def test_the_study_of_criteria_has_an_arm_for_the_optimiser_alone():
+    arms = [e for e in grid("criteria") if e.seed == 0 and e.model == "lstm"]
+    plain, dense = (
+        e for e in arms if e.n_samples == 512 and e.sampling == "unigram" and e.criterion[:4] == "samp"
+    )
+    assert dense == plain.replace(output_rows="all")
+    assert all(e == e.settled() for e in arms)  # it matters in that arm, and only there
+    with pytest.raises(StudyError, match="a frozen output table keeps its rows"):
+        plain.replace(output_rows="all", output_mode="frozen")
 
 
 def test_arms_are_given_as_many_epochs_as_fit_a_time(tiny_text, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import DOMAINS
+from conftest import DOMAINS, ROOT
 
 from rtl_core import compare, experiments, load_results, run, run_all, scoring, storage, texts, training
 from rtl_core.config import RECIPE, Experiment
@@ -427,6 +427,25 @@ def test_identity_follows_every_setting_and_the_text():
     assert len({*identities, base.identity("f"), base.identity("g")}) == len(changes) + 2
 
 
+def test_what_a_bound_does_not_read_is_no_part_of_it():
+    """Only its text is, so that one n-gram serves all studies of a text; the committed ones keep their names."""
+    bound = Experiment(model="kneser-ney", lm_tokens=350_000, valid_tokens=10_000, test_tokens=150_000)
+    other = bound.replace(seed=2, source="word2vec-sg", dropout=0.1, criterion="softmax", hidden_size=64)
+    assert other.identity("f") == bound.identity("f") != bound.replace(test_tokens=9).identity("f")
+    assert other.settled() == bound
+    reference = load_results(ROOT / "results" / "reference").records
+    for record in (r for r in reference if r.experiment["model"] != "lstm"):
+        again = Experiment.from_dict(record.experiment)
+        assert again.identity(record.text["corpus_fingerprint"]) == record.identity
+
+
+def test_a_named_experiment_is_still_the_one_it_was():
+    expected = (
+        "a678271867673631b6a2cfbffc84cccaa6e08ff9ffd15c3baf7f0a15a1764ea9"  # before it was said shorter
+    )
+    assert NAMED["wikitext-2-fast"].identity("f") == expected
+
+
 def test_what_a_recipe_means_does_not_change_in_silence():
     """Identity leaves out settings at their default, so another default needs another RECIPE, and this test."""
     defaults = {f.name: f.default for f in fields(Experiment)}
@@ -458,6 +477,32 @@ def test_pretraining_reads_the_text_that_is_asked_for(tiny, monkeypatch):
         experiments.record_path(BASE.replace(source="word2vec-sg", pretrain_on="other")).stem[-10:]
         != before[:10]
     )
+
+
+def test_pretraining_reads_as_much_text_as_is_asked_for(tiny, monkeypatch):
+    e, everything = BASE.replace(source="word2vec-sg"), tiny.n_tokens("train")
+    own = set(texts.text_of(e).train.document_ids)
+    read = [
+        {d.id for d in texts.pretraining_corpus(e.replace(pretrain_tokens=n)).split("train")}
+        for n in (300, 1000, 2000, None)
+    ]
+    assert read[0] < read[1] == own < read[2] < read[3]  # each holds the one before
+    records = [run(e.replace(pretrain_tokens=n)) for n in (300, 1000, 2000)]
+    facts = [(r.pretrained["provenance"]["tokens_read"], r.text["extra_tokens"]) for r in records]
+    lm = records[0].text["lm_tokens"]
+    assert 300 <= facts[0][0] < 450 and facts[0][1] == 0
+    assert facts[1] == (lm, 0)
+    assert 2000 <= facts[2][0] < 2150 and facts[2][1] == facts[2][0] - lm
+    same_text = run(e.replace(pretrain_on="lm-split"))
+    assert same_text.scores == records[1].scores and same_text.identity != records[1].identity
+    with pytest.raises(StudyError, match="9,999 tokens were asked for, but the text has"):
+        run(e.replace(pretrain_tokens=9_999))
+    other = replace(tiny, name="other", documents=tuple(replace(d, id=f"{d.id} b") for d in tiny.documents))
+    monkeypatch.setattr(texts, "corpus_of", {"tiny": tiny, "other": other}.get)
+    elsewhere = e.replace(pretrain_on="other", pretrain_tokens=10)
+    found = run(elsewhere)
+    assert found.text["extra_tokens"] == found.pretrained["provenance"]["tokens_read"] < everything
+    assert run(e.replace(source="random", pretrain_tokens=300)).identity == BASE.identity(tiny.fingerprint)
 
 
 def test_another_number_of_threads_is_the_same_experiment(tiny, capsys):

@@ -340,7 +340,7 @@ def test_topic_features_in_fold_broken(feature, tiny_corpus, small_space, monkey
 
 
 def check_own_text(corpus, monkeypatch):
-    """With lm-split the training documents that are not the LM's own change nothing and are not counted."""
+    """With lm-split, or as few tokens as the LM's, its own documents are all that is read, and nothing is extra."""
     monkeypatch.setattr(texts, "load_corpus", lambda name: corpus)
     texts.forget()
     base = grid("smoke")[2].replace(
@@ -350,6 +350,10 @@ def check_own_text(corpus, monkeypatch):
     assert own.text["extra_tokens"] == 0
     assert everything.text["extra_tokens"] == corpus.n_tokens("train") - own.text["lm_tokens"] > 0
     assert own.pretrained["provenance"]["tokens_read"] == own.text["lm_tokens"]
+    as_few, more = (run(base.replace(corpus="tiny", pretrain_tokens=n)) for n in (500, 900))
+    assert as_few.text["extra_tokens"] == 0 and as_few.scores == own.scores
+    read = more.pretrained["provenance"]["tokens_read"]
+    assert more.text["extra_tokens"] == read - more.text["lm_tokens"] > 0
 
 
 def test_own_text(tiny_corpus, monkeypatch):
@@ -358,6 +362,15 @@ def test_own_text(tiny_corpus, monkeypatch):
 
 def test_own_text_broken(tiny_corpus, monkeypatch):
     monkeypatch.setattr(texts, "_lm_split", lru_cache(lambda *_: tiny_corpus))
+    with found():
+        check_own_text(tiny_corpus, monkeypatch)
+
+
+def test_own_text_first_broken(tiny_corpus, monkeypatch):
+    """A subset for pre-training that begins with other documents than the LM's."""
+    own, last = tiny_corpus.sampled(500), replace(tiny_corpus, documents=tiny_corpus.documents[14:])
+    monkeypatch.setattr(texts, "_lm_split", lru_cache(lambda *_: own))
+    monkeypatch.setattr(Corpus, "sampled", lambda self, n: last)
     with found():
         check_own_text(tiny_corpus, monkeypatch)
 

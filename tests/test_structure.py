@@ -38,7 +38,7 @@ LAYERS = (
     ("experiments", "analysis"),
     ("maps",),
     ("figures",),
-    ("report", "doctor", "notebook", "exercises"),
+    ("report", "doctor", "notebook", "exercises", "atlas"),
     ("__init__",),
     ("__main__",),
 )
@@ -46,9 +46,9 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 SHARED_BY_PRETRAINERS = ("encoder", "averaging", "classifier", "pretrained", "supervised")
 COMPARING = ("__init__", "objective")  # which bring the pretrainers together
 SLOW_TO_IMPORT = ("gensim", "umap", "IPython")
-OUTER = ("figures", "notebook", "exercises", "report", "doctor", "__main__")
+OUTER = ("figures", "notebook", "exercises", "atlas", "report", "doctor", "__main__")
 LIMITS = {"file": 300, "function": 40, "median function": 12, "nesting": 3, "parameters": 6}
-BUDGET = {"core": 7200, "figures and shell": 2000}
+BUDGET = {"core": 7700, "figures and shell": 2150}
 HOME = re.compile(r"/(?:home|Users|root)/\w|[A-Z]:\\+Users\\")
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|private|var|opt|usr|mnt)/|file:///|[A-Z]:\\\\?\w")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
@@ -246,7 +246,7 @@ def definitions(notebook) -> tuple[set[str], set[str]]:
     """Names of functions and classes that a notebook defines, and of variables it assigns."""
     defined, assigned = set(), set()
     for cell in notebook.cells:
-        if cell.cell_type == "code":
+        if cell.cell_type == "code" and not cell.source.startswith("%%writefile"):  # another file's names
             source = "\n".join(line for line in cell.source.splitlines() if line[:1] not in ("%", "!"))
             for node in ast.walk(ast.parse(source)):
                 if isinstance(node, NAMED):
@@ -355,7 +355,10 @@ def test_good_code_passes():
 
 def test_budget_counts():
     assert len(budget_faults({"batches": "def f():\n" + "    x = 1\n" * BUDGET["core"]})) == 2
-    assert len(budget_faults({"figures": "x = 1\n" * (BUDGET["figures and shell"] - 1) + "def f(): pass\n" * 2})) == 1
+    assert (
+        len(budget_faults({"figures": "x = 1\n" * (BUDGET["figures and shell"] - 1) + "def f(): pass\n" * 2}))
+        == 1
+    )
     assert budget_faults({"figures": '"""A\nB"""\n\n# c\ndef f(): pass\n'}) == []
 
 

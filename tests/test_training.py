@@ -133,6 +133,16 @@ def test_training_stops_on_validation_and_keeps_the_best_weights():
     assert torch.equal(objective.linear.weight, kept[1])
 
 
+def test_patience_begins_when_nothing_is_held_any_more():
+    """Two held epochs without gain do not end training before the third; after it, patience is as ever."""
+    losses_of = [3.0, 3.1, 3.2, 2.9, 2.95, 3.0, 1.0]
+    for after, n_epochs in ((0, 3), (2, 6), (3, 6)):
+        objective, values = model(), iter(losses_of)
+        settings = Optimisation(max_epochs=7, patience=2, patience_after=after)
+        history = fit(objective, batches, lambda: next(values), settings)
+        assert len(history.rows) == n_epochs
+
+
 def test_converged_means_that_the_last_epoch_gained_at_most_one_per_cent():
     for last, expected in ((0.985, False), (0.995, True), (1.2, True)):
         objective, values = model(), iter([2.0, 1.0, last])

@@ -298,6 +298,15 @@ def test_a_table_thaws_after_its_epochs(mode, text, monkeypatch):
     assert seen[0][EOS_ID]  # no source covers it: as in a frozen table, it learns
 
 
+def test_patience_cannot_end_training_before_the_table_thaws(text, monkeypatch):
+    bad = iter((3.0, 3.1, 3.2, 3.3))
+    monkeypatch.setattr(
+        experiments, "token_nats", lambda model, *rest, **settings: np.full(9, next(bad), np.float32)
+    )
+    _, history = fitted(text, monkeypatch, warmup_frozen=2, patience=1, max_epochs=4)
+    assert len(history.rows) == 4  # the third epoch is the first that counts
+
+
 def test_a_held_table_is_the_same_table(text):
     model = made(text)
     open_, model.table.held = model.table(every(text)), True

@@ -67,7 +67,8 @@ class Corpus:
     def sampled(self, n_tokens: int | None) -> "Corpus":
         """Returns the corpus with a seeded subset of its training documents (None: all), as an LM's own text is."""
         train = sample_documents(self.split("train"), n_tokens)
-        return replace(self, documents=(*train, *self.split("valid"), *self.split("test")), report={})
+        held_out = (d for split in ("valid", "test") for d in self.documents if d.split == split)
+        return replace(self, documents=(*train, *held_out), report={})
 
     def n_tokens(self, split: str) -> int:
         """Returns the running tokens of a split, one `<eos>` a line included."""

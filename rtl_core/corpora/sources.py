@@ -27,7 +27,7 @@ def all_sources() -> dict[str, dict]:
 def source(name: str) -> dict:
     """Returns the entry of one corpus or labelled set. Raises: StudyError with the nearest valid names."""
     if name not in all_sources():
-        raise unknown("corpus", name, (*all_sources(), "folder:PATH"))
+        raise unknown("corpus", name, (*all_sources(), "topicworld:SETTINGS", "folder:PATH"))
     return all_sources()[name]
 
 

@@ -44,7 +44,7 @@ def read_text(path: Path) -> str:
 def decode_text(data: bytes, path: Path) -> str:
     """Returns bytes as text, as `read_text` does; `path` names them in errors."""
     if not data.strip():
-        raise StudyError(f"{path} is empty ({len(data)} bytes); put the whole file in its place.")
+        raise StudyError(f"{path} is empty ({len(data)} bytes); put the whole text in its place.")
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

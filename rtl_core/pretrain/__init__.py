@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from time import perf_counter
 
@@ -56,9 +57,37 @@ def _from_file(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -
     return Pretrained(Embeddings(words, vectors.lookup(words)[0], facts))
 
 
+def _from_code(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
+    """The user's own pretrainer: `pretrain(corpus, vocabulary, config) -> Pretrained` of a Python file.
+
+    It is given no test text. What its provenance does not say is filled in, as if it had read all training text.
+    """
+    path = config.source.removeprefix("code:")
+    if (spec := spec_from_file_location("own_pretrainer", path)) is None:
+        raise StudyError(f"{path} is no Python file; code:PATH takes one whose name ends in .py.")
+    own, started = module_from_spec(spec), perf_counter()
+    spec.loader.exec_module(own)
+    if not callable(getattr(own, "pretrain", None)):
+        raise StudyError(
+            f"{path} has no function pretrain(corpus, vocabulary, config); write one, as in pretrain/lsa.py."
+        )
+    readable = tuple(d for d in corpus.documents if d.split != "test")
+    made = own.pretrain(replace(corpus, documents=readable, guarded=()), vocabulary, config)
+    if not isinstance(made, Pretrained) or made.embeddings.dim != config.dim:
+        found = f"vectors of {made.embeddings.dim}" if isinstance(made, Pretrained) else type(made).__name__
+        raise StudyError(
+            f"pretrain of {path} must return Pretrained of {config.dim} dimensions, got {found}."
+        )
+    facts, seconds = made.embeddings.provenance, perf_counter() - started
+    facts = provenance(
+        config, corpus, **{"tokens_read": corpus.n_tokens("train"), "seconds": seconds} | facts
+    )
+    return replace(made, embeddings=replace(made.embeddings, provenance=facts))
+
+
 def _of(config: PretrainConfig) -> Pretrainer:
     """The function that makes a source: here, or `pretrain` of the module that the catalogue names."""
-    here = {"random": _random, "file": _from_file}
+    here = {"random": _random, "file": _from_file, "code": _from_code}
     kind, shared = config.source.partition(":")[0], config.encoder == "shared"
     module = "objective" if shared else find(config.source).module
     return here[kind] if kind in here else import_module(f"{__name__}.{module}").pretrain

@@ -1,0 +1,175 @@
+"""Figures of a language with known limits: the arms between the limits, and what is gained as domains overlap."""
+
+import numpy as np
+import pandas as pd
+
+from rtl_core.catalogue import base_of
+from rtl_core.figures.style import new_axes
+from rtl_core.storage import StudyError
+
+CLOSEST = 0.03  # limits nearer to a drawn one, in parts of the axis, are left out
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of okabe_ito; marks say the same
+APART = 0.008  # so that intervals do not hide each other
+MARKS = ("o", "s", "^", "D")
+KNOWS = {"known": "told the type", "inferred": "infers the type", "unigram": "counts words"}
+
+
+def words(limit: str) -> str:
+    """Returns what the best model of a limit knows, in words.
+
+    >>> words("last_5")
+    'sees 5 words'
+    """
+    n = limit.removeprefix("last_")
+    return KNOWS.get(limit) or f"sees {n} word{'s' if n != '1' else ''}"
+
+
+def plot_limits(frame: pd.DataFrame, *, ax=None):
+    """Returns the Axes of the arms of one world between its limits (`analysis.limits.between`): every seed and mean.
+
+    Raises: StudyError when the frame holds several worlds.
+    """
+    arms, limits = _of_one_world(frame)
+    ax = new_axes(len(arms) + 4) if ax is None else ax
+    low, top = limits.min(), max(value for seeds in arms["seeds"] for value in seeds)
+    high = min(limits.drop("unigram")[lambda values: values > top], default=top)  # the next limit is seen too
+    above = {"xytext": (0, 3), "textcoords": "offset points", "rotation": 90, "ha": "center", "va": "bottom"}
+    for name, value in _apart(limits[limits <= high], CLOSEST * (high - low)):
+        style = ("0.35", "-") if name in KNOWS else ("0.7", "--")
+        ax.axvline(value, color=style[0], linestyle=style[1], lw=1, zorder=0)
+        label = f"{words(name)}: {value:.0f}"
+        ax.annotate(label, (value, 1), xycoords=ax.get_xaxis_transform(), color="0.25", **above)
+    for place, (_, row) in enumerate(arms.iterrows()):
+        face = "#0072B2" if base_of(row["name"]) == row["name"] else "white"
+        spread = np.linspace(-0.12, 0.12, len(row["seeds"])) if len(row["seeds"]) > 1 else 0
+        ax.plot(row["seeds"], place + spread, "o", mec="#0072B2", mfc=face, ms=5)
+        ax.plot([row["perplexity"]], [place], "|", color="#0072B2", ms=15, mew=2)
+        ax.text(1.02, place, _above(row), transform=ax.get_yaxis_transform(), va="center")
+    ax.set_yticks(range(len(arms)), arms["name"])
+    ax.set(xlim=(1.04 * low - 0.04 * high, 1.04 * high - 0.04 * low), ylim=(len(arms) - 0.5, -0.5))
+    ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=6)
+    ax.set_xlabel("test perplexity, context document (lower is better)")
+    _small_print(ax, arms, limits["unigram"])
+    return ax
+
+
+def describe_limits(frame: pd.DataFrame) -> str:
+    """Returns the figure of `plot_limits` in words, computed from its numbers.
+
+    Raises: StudyError when the frame holds several worlds.
+    """
+    arms, limits = _of_one_world(frame)
+    shown = "; ".join(f"{words(name)} {value:.1f}" for name, value in limits.items())
+    order = arms.set_index("name")["perplexity"].sort_values().iloc[[0, -1]]
+    ends = " to ".join(f"{value:.1f} ({name})" for name, value in order.items())
+    reached = "; ".join(f"{row['name']} {_above(row)}" for _, row in arms.iterrows())
+    beaten = ", ".join(arms.loc[arms["above_high"] < 0, "name"])
+    verdict = f"Below it, which cannot be: {beaten}." if beaten else "None is below it by its 95 % interval."
+    if arms["above_high"].isna().all():
+        verdict = "One seed gives no interval."
+    return (
+        f"Dot plot of test perplexity (context document, lower is better) of {len(arms)} language models that differ "
+        f"in the source of their embeddings, beside the best models there can be: {shown}. The trained ones run from "
+        f"{ends}. Above the best that infers the type from all the text before a word: {reached}. {verdict}"
+    )
+
+
+def plot_overlap(frame: pd.DataFrame, *, ax=None):
+    """Returns the Axes of each arm's effect on perplexity against the baseline, by the overlap of the domains.
+
+    A bar is a 95 % interval; the dashed line is the best model that infers the type: all that there is to gain.
+    """
+    ax = new_axes(8) if ax is None else ax
+    effects, ends = _effects(frame), {}
+    for place, (name, rows) in enumerate(effects.groupby("name", sort=False)):
+        best = name == "inferred"
+        colour, mark = ("0.35", "--") if best else (COLOURS[place % 4], f"{MARKS[place % 4]}-")
+        x = rows["overlap"] + (0 if best else APART * (place - 1))
+        ax.plot(x, rows["effect"], mark, color=colour, ms=5, gid=name)
+        ax.vlines(x, rows["effect_low"], rows["effect_high"], color=colour, lw=1.5)
+        ends["the best there can be" if best else name] = rows["effect"].iloc[-1], colour
+    at, last, gap = effects["overlap"].max(), -np.inf, 0.07 * np.ptp(effects["effect"])
+    for name, (value, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
+        last = max(value, last + gap)  # one above the other where lines end together
+        ax.text(at + 0.03, last, name, color=colour, va="center")
+    ax.axhline(0, color="0.6", linewidth=1, zorder=0)
+    base = frame[frame["kind"] == "baseline"]
+    ax.set_xticks(
+        base["overlap"], [f"{x:g}\nrandom {p:.0f}" for x, p in base[["overlap", "perplexity"]].to_numpy()]
+    )
+    ax.set_xlim(-0.05, at + 0.35)
+    ax.spines["bottom"].set_bounds(-0.05, at + 0.02)
+    n_seeds = " to ".join(f"{n:.0f}" for n in sorted({base["n_seeds"].min(), base["n_seeds"].max()}))
+    interval = "bar = 95 % interval" if effects["effect_low"].notna().any() else "no interval"
+    ax.set_xlabel(
+        f"overlap of the domains' words; perplexity of random vectors\nseeds: {n_seeds}; {interval}"
+    )
+    ax.set_ylabel("effect on perplexity\nagainst random (%)")
+    return ax
+
+
+def describe_overlap(frame: pd.DataFrame) -> str:
+    """Returns the figure of `plot_overlap` in words, computed from its numbers."""
+    effects = _effects(frame)
+    lines = "; ".join(
+        f"{name.replace('inferred', 'the best there can be')} "
+        + ", ".join(f"{value:+.1f} % at {x:g}" for x, value in rows.set_index("overlap")["effect"].items())
+        for name, rows in effects.groupby("name", sort=False)
+    )
+    paying = effects[effects["effect_high"] < 0].groupby("name", sort=False)["overlap"]
+    found = "; ".join(f"{name} at {', '.join(f'{x:g}' for x in at)}" for name, at in paying) or "none"
+    verdict = f"Below zero by the 95 % interval: {found}."
+    if effects["effect_high"].isna().all():
+        verdict = "One seed gives no interval, so that none of the arms' effects is established."
+    return (
+        "Lines of the effect on test perplexity against random vectors, by the share of content words that come from "
+        f"any domain: {lines}. {verdict}"
+    )
+
+
+def _of_one_world(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Returns the rows of models, and the perplexity of each limit by its name."""
+    if frame["corpus"].nunique() != 1:
+        raise StudyError(
+            f"a figure shows one world; the frame holds {sorted(set(frame['corpus']))}: select one."
+        )
+    limits = frame["kind"] == "limit"
+    return frame[~limits], frame[limits].set_index("name")["perplexity"]
+
+
+def _apart(limits: pd.Series, least: float) -> list[tuple[str, float]]:
+    """Returns the limits that are `least` apart, the first ones first."""
+    drawn: list[tuple[str, float]] = []
+    for name, value in limits.items():
+        if all(abs(value - other) >= least for _, other in drawn):
+            drawn.append((name, value))
+    return drawn
+
+
+def _above(row) -> str:
+    interval = f" ({row['above_low']:+.1f} to {row['above_high']:+.1f})"
+    return f"{row['above']:+.1f} %{'' if pd.isna(row['above_low']) else interval}".replace("-", "−")
+
+
+def _small_print(ax, arms: pd.DataFrame, unigram: float) -> None:
+    """Writes what lines and marks mean, and the headings of the limits and of the numbers, around the axes."""
+    grey = {"color": "0.25", "va": "bottom", "transform": ax.transAxes}
+    ax.text(-0.03, 1.03, "The best model\nthere can be:", ha="right", **grey)
+    single = bool(arms["above_low"].isna().all())
+    ax.text(1.02, 1.03, "above the one\nthat infers" + "\n(95 % interval)" * (not single), **grey)
+    note = (
+        f"dots = seeds, bar = mean, hollow = control; the best that only counts words: {unigram:.0f}\n"
+        f"{arms['corpus'].iloc[0]}{'; one seed: no interval' * single}"
+    )
+    below = (0, -4 * ax.xaxis.label.get_size())  # points: under the ticks and the label of the axis
+    middle = {"ha": "center", "va": "top", "color": "0.25"}
+    ax.annotate(note, (0.5, 0), below, "axes fraction", "offset points", **middle)
+
+
+def _effects(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the arms' effects and, as `inferred`, how far the best model is below the baseline."""
+    arms, best = frame[frame["kind"] == "arm"], frame[frame["name"] == "inferred"].set_index("overlap")
+    base = frame[frame["kind"] == "baseline"].set_index("overlap")["perplexity"]
+    possible = best.assign(effect=100 * (best["perplexity"] / base - 1)).reset_index()
+    return pd.concat([arms, possible], ignore_index=True)
