@@ -259,7 +259,7 @@ def test_the_account_tells_updates_and_tokens(source, tiny_corpus, vocabulary):
     assert (facts["labels"] > 0) == (not idle and SOURCES[PretrainConfig(source).plain].labels)
     assert (facts["epochs"] > 1) == (not idle)
     assert facts["readout"] == "averaged" and facts["source"] == source and facts["level"] == "paragraph"
-    assert facts["encoder_layers"] == 1 and facts["seconds"] > 0
+    assert facts["encoder_layers"] == 1 and facts["seconds"] >= 0  # rounded: an untrained one takes no time
 
 
 @pytest.mark.parametrize("source", ["lm", "domain-paragraph", "next-paragraph"])
