@@ -87,7 +87,11 @@ def study_seconds(workers: int | None = None) -> dict[str, float]:
     step here against the record's own. Empty where there are no committed records.
     """
     try:
-        records = [r for r in load_results("reference").records if r.experiment["model"] == "lstm"]
+        records = [
+            r
+            for r in load_results("reference", corpus=Experiment.corpus).records
+            if r.experiment["model"] == "lstm"
+        ]
     except StudyError:
         return {}
     workers = workers or os.cpu_count() or 1

@@ -348,6 +348,29 @@ def check_paired_effect(answer):
     return rule(answer, twin, (first, second), why="nats by tokens, divided once; seeds are averaged last.")
 
 
+# Notebook 11
+
+
+@exercise("after three ships the sea is 64 times as likely as the farm; after one, 4 times.")
+def check_forgotten_ships(answer):
+    """Returns the verdict on notebook 11, exercise 1: what a reader of three ships loses when cut to the last."""
+    misses = {
+        math.log((0.8 * 64 + 0.2) / 65 / 0.5): "That is a cut to no word.",
+        math.log(0.8 / 0.68): "That is against a reader who is told the kind.",
+    }
+    why = "most of what there is to know is known after one word; the further ones add ever less."
+    return number(answer, math.log((0.8 * 64 + 0.2) / 65 / 0.68), why=why, misses=misses)
+
+
+@exercise("at position 12 a word has 12 words before it: enough for 5 and 10, not for 50.")
+def check_comparable(answer):
+    """Returns the verdict on notebook 11, exercise 2: how many words can serve every length of context."""
+    first = np.array([0, 5, 10, 49, 50, 51, 200])
+    examples = ((first, (5, 10, 50)), (first, (100, 1)), (np.arange(10), (20,)))
+    why = "a word that has the longest context has the shorter ones too, so all lengths are tried on the same words."
+    return rule(answer, lambda positions, ns: sum(p >= max(ns) for p in positions), examples, why=why)
+
+
 # Notebook 12
 
 

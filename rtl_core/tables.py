@@ -165,7 +165,8 @@ def _markdown_rows(table: pd.DataFrame) -> str:
 def source_rows(results: Results | None = None) -> list[dict]:
     """Returns one row a source of the catalogue; its cost is the mean seconds of a table in the records."""
     seconds: dict[str, dict] = {}
-    for record in (r for r in results.records if r.experiment["encoder"] == "own") if results else ():
+    default = {name: getattr(Experiment, name) for name in ("corpus", "encoder")}
+    for record in (r for r in results.records if default.items() <= r.experiment.items()) if results else ():
         account = record.pretrained.get("provenance", {})
         seconds.setdefault(record.experiment["source"], {})[account.get("seed")] = record.pretraining_seconds
     rows = []

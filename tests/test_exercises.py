@@ -55,6 +55,8 @@ def test_strict(name, monkeypatch):
         ("exact_perplexity", lambda ds: math.exp(np.mean([d.mean() for d in ds])), "yours returns 4; .* 5.657"),
         ("strong_pull", "finetuned", "costs nothing"),
         ("penalty", 0.225, "moved once"),
+        ("forgotten_ships", math.log((0.8 * 64 + 0.2) / 65 / 0.5), "cut to no word"),
+        ("comparable", lambda positions, ns: (positions >= min(ns)).sum(), "yours returns 6; it should be 3"),
     ],
 )  # fmt: skip
 def test_a_typical_mistake_has_its_reason(name, wrong, reason):

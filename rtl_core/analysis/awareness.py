@@ -13,13 +13,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rtl_core.comparison import compare, effect, holm
 from rtl_core.config import Experiment, derive_seed
 from rtl_core.corpora.vocabulary import Encoded
 from rtl_core.findings import model_dir
 from rtl_core.language_model import LSTMLanguageModel
-from rtl_core.results import Record
+from rtl_core.results import Record, Results
 from rtl_core.scoring import states
 from rtl_core.storage import StudyError
+from rtl_core.tables import GROUP, labels
 from rtl_core.texts import Text, text_of
 from rtl_core.transfer import load_model
 
@@ -180,3 +182,62 @@ def measure(record: Record) -> pd.DataFrame:
     """
     model, text = loaded(record)
     return losses(model, text.test, record.experiment["seed"])
+
+
+def summary(results: Results, findings: pd.DataFrame, *, lost: bool = True, **options) -> pd.DataFrame:
+    """Returns what every arm loses with a changed context, in nats a token: a row an arm, kind and n; see `by_arm`.
+
+    `value` is what is lost against the arm's own full context, `difference` how much more that is than what the
+    baseline loses: above zero the arm made more of what was taken away. `lost` False: both are of the losses
+    themselves, so that `difference` compares arm and baseline in the same context. `findings`: of `load_findings`.
+    """
+    values = findings.astype({"nats": "float64"}).rename(columns={"nats": "total", "tokens": "count"})
+    if lost:
+        full = values[values["kind"] == FULL].set_index(["record", "document"])["total"].rename("full")
+        values = values[values["kind"] != FULL].join(full, on=["record", "document"])
+        values["total"] -= values["full"]
+    return by_arm(results, values, ["kind", "n"], **options)
+
+
+def by_arm(results: Results, values: pd.DataFrame, keys: list[str], **options) -> pd.DataFrame:
+    """Returns the mean of a value in every arm and how far it is from the baseline's, for each of `keys`.
+
+    Columns: arm, role, source, input_mode, n_seeds, the keys, documents, count (of what the mean is over), value and
+    its 95 % interval low and high; difference, difference_low, difference_high, p_value and p_holm, corrected for all
+    arms and keys that share the first key. Intervals are those of `comparison.effect`, the arms in the order of
+    `compare`, to which `options` go; arms that were not measured are left out, and groups whose baseline was not.
+    Shapes: values has a row for each record, document and key, with columns total and count.
+    """
+    table = compare(results, **options)
+    measured, rows = set(values["record"]), []
+    known = [bool(names) and set(names.values()) <= measured for names in table["records"]]
+    for _, group in table.assign(arm=labels(table))[known].groupby(GROUP, sort=False, dropna=False):
+        base = group.loc[group["role"] == "baseline", "records"]
+        own = values[values["record"].isin({name for names in group["records"] for name in names.values()})]
+        for key, part in own.groupby(keys, sort=False) if len(base) else ():
+            rows += [dict(zip(keys, key)) | row for row in _against(group, base.iloc[0], part)]
+    if not rows:
+        raise StudyError("no baseline was measured; measure it too, with `rtl analyse`.")
+    frame = pd.DataFrame(rows)
+    tested = frame["p_value"].where(frame["role"] == "arm")
+    return frame.assign(p_holm=tested.groupby(frame[keys[0]]).transform(holm))
+
+
+def _against(group: pd.DataFrame, base: dict[int, str], values: pd.DataFrame):
+    """Yields the row of each arm of a group, for one key. `base`: seed -> record."""
+    sums = values.pivot(index="document", columns="record", values=["total", "count"])
+    for _, arm in group.iterrows():
+        own = arm["records"]
+        ours, count = sums["total"][list(own.values())].to_numpy(), sums["count"][base[min(base)]].to_numpy()
+        shared = [seed for seed in own if seed in base and arm["role"] != "baseline"]
+        alone = effect(ours, np.zeros_like(ours), count)
+        apart = effect(
+            *(sums["total"][[of[seed] for seed in shared]].to_numpy() for of in (own, base)), count
+        )
+        ends = dict(zip(("", "_low", "_high"), ("effect_nats", "low_nats", "high_nats")))
+        yield {name: arm[name] for name in ("arm", "role", "source", "input_mode", "n_seeds")} | {
+            "documents": len(count), "count": int(count.sum()),
+            **{f"value{end}": alone[name] for end, name in ends.items()},
+            **{f"difference{end}": apart[name] for end, name in ends.items()},
+            "p_value": apart["p_value"],
+        }  # fmt: skip

@@ -19,12 +19,12 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rtl_core.analysis.awareness import as_documents, loaded, longest, states_at
+from rtl_core.analysis.awareness import as_documents, by_arm, loaded, longest, states_at
 from rtl_core.config import derive_seed
 from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.language_model import LSTMLanguageModel
-from rtl_core.results import Record
+from rtl_core.results import Record, Results
 from rtl_core.storage import StudyError
 
 LENGTHS = (1, 5, 20, 50, 100, 200, 500, 1000)  # words read before the state is looked at
@@ -179,3 +179,15 @@ def measure(record: Record) -> pd.DataFrame:
     table = pd.concat([probed(model, frame, words, seed), *parts], ignore_index=True)
     kinds = {"probe": "str", "n": "int32", "document": "str", "domain": "str", "correct": "int8"}
     return table.astype(kinds)[list(kinds)]
+
+
+def summary(results: Results, findings: pd.DataFrame, **options) -> pd.DataFrame:
+    """Returns how often the probes of every arm are right: a row an arm, probe and n.
+
+    Columns: see `awareness.by_arm`; `value` is the accuracy, `difference` how far it is from the baseline's; beside
+    them chance, the share of the commonest domain. `findings`: of `load_findings`.
+    """
+    values = findings.rename(columns={"correct": "total"}).assign(count=1)
+    one = values[values["record"] == values["record"].iloc[0]].drop_duplicates("document")
+    chance = one["domain"].value_counts(normalize=True).iloc[0]
+    return by_arm(results, values, ["probe", "n"], **options).assign(chance=chance)

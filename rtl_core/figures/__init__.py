@@ -1,5 +1,6 @@
 """Figures: tidy data in, Axes out; every figure has a computed description."""
 
+from rtl_core.figures.awareness import describe_awareness, describe_probes, plot_awareness, plot_probes
 from rtl_core.figures.charts import (
     describe_bars,
     describe_history,
@@ -46,5 +47,6 @@ __all__ = [
     "plot_moves", "plot_perplexity", "plot_ranks", "plot_shares", "plot_size_curve", "save_figure",
     "describe_slice_table", "describe_slices", "plot_slice_table", "plot_slices", "style",
     "describe_between", "describe_correlations", "describe_measure", "plot_between", "plot_correlations",
-    "plot_measure", "describe_generation", "plot_generation",
+    "plot_measure", "describe_generation", "plot_generation", "describe_awareness", "describe_probes",
+    "plot_awareness", "plot_probes",
 ]  # fmt: skip
