@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rtl_core.analysis.geometry import nearest
 from rtl_core.embeddings import Embeddings
 from rtl_core.figures.maps import GREY, PALE, STYLES, coloured_domains
-from rtl_core.maps import NEIGHBOURS, nearest, quality, word_maps
+from rtl_core.maps import NEIGHBOURS, quality, word_maps
 from rtl_core.storage import StudyError, atomic
 
 STEPS = 20  # of the slider

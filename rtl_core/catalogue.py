@@ -142,6 +142,12 @@ def base_of(name: str) -> str:
     return _stripped(name, CONTROLS)
 
 
+def place_of(name: str) -> tuple[bool, int]:
+    """Returns the key by which sources stand in a fixed order: as in SOURCES, others last, then their controls."""
+    base, places = base_of(name), tuple(SOURCES)
+    return base != name, places.index(base) if base in places else len(places)
+
+
 def table_of(name: str) -> str:
     """Returns the source whose table a control changes, itself perhaps one that trains: untrained:bilm."""
     return _stripped(name, TABLE_CONTROLS)

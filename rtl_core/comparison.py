@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from rtl_core.catalogue import SOURCES, base_of
+from rtl_core.catalogue import place_of
 from rtl_core.config import Experiment
 from rtl_core.results import ARM_FIELDS, BASELINE, NATS, Record, Results, grouped, select_arm
 from rtl_core.storage import StudyError, unknown
@@ -95,6 +95,12 @@ def effect(arm: np.ndarray, baseline: np.ndarray, tokens: np.ndarray, seed: int 
     found = dict(zip(names, map(float, (*nats, *(100 * np.expm1(nats))))))
     found["p_value"] = _p_value(mean, spreads, (n_documents, n_seeds))
     return found | {"sd_documents": float(spreads[0]), "sd_seeds": float(spreads[1])}
+
+
+def renamed(found, name: str, unit: str = "nats") -> dict[str, float]:
+    """Returns NAME, NAME_low and NAME_high: what `effect` found, in nats or percent, and the ends of its interval."""
+    ends = {"": f"effect_{unit}", "_low": f"low_{unit}", "_high": f"high_{unit}"}
+    return {f"{name}{end}": found[of] for end, of in ends.items()}
 
 
 def half_width(spreads: tuple, counts: tuple, level: float = 0.05) -> float:
@@ -214,12 +220,10 @@ def _differing(setting: frozenset, studies: dict) -> str:
 
 def _order(row: dict) -> tuple:
     """Returns the key of the fixed order of rows: baseline, arms as in SOURCES, their controls, bounds."""
-    base, places = base_of(row["source"]), tuple(SOURCES)
     return (
         row["corpus"], row["lm_tokens"] or math.inf, row["settings"],
         ("baseline", "arm", "bound").index(row["role"]), MODELS.index(row["model"]),
-        base != row["source"], places.index(base) if base in places else len(places),
-        row["source"], row["readout"], row["input_mode"], row["pretrain_on"],
+        *place_of(row["source"]), row["source"], row["readout"], row["input_mode"], row["pretrain_on"],
         row["pretrain_tokens"] or math.inf, row["pretrain_epochs"] or 0,
         row["occurrences"] or math.inf, row["encoder_layers"] or 0, row["layer"] or math.inf, row["fold"],
         *(str(row[name]) for name in ARM_FIELDS if name not in ("pretrain_epochs", "occurrences")),

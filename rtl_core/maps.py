@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree
 
-from rtl_core.analysis.geometry import word_domains
+from rtl_core.analysis.geometry import BLOCK, cosines_from, nearest, word_domains
 from rtl_core.config import RECIPE, derive_seed, identity
 from rtl_core.corpora.corpus import Corpus
 from rtl_core.corpora.vocabulary import Vocabulary
@@ -27,7 +27,6 @@ from rtl_core.storage import StudyError, atomic, results_dir, say, unknown
 METHODS = ("pca", "umap")
 NEIGHBOURS = 10  # nearest words that a map is judged by; fewer on a map of few words
 FEWEST = 7  # words of a map
-BLOCK = 1000  # rows of cosines held at a time
 NUMBERS = ("near", "trust", "recall", "purity", "purity_map", "moved")
 COLUMNS = ("source", "word", "domain", "count", "x", "y", *NUMBERS, "method")
 VERSION = 1  # raised by hand when a change of code changes maps
@@ -190,26 +189,6 @@ def _umap(unit: np.ndarray, n_neighbors: int, seed: int) -> np.ndarray:
         return umap.UMAP(**settings, random_state=seed, n_jobs=1).fit_transform(unit)
 
 
-def nearest(unit: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns each row's `k` nearest others by product, the nearest first, and the products. Shapes: (n, k) twice."""
-    near, values = [], []
-    for start in range(0, len(unit), BLOCK):
-        cosines = _cosines(unit, start)
-        best = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
-        of_best = np.take_along_axis(cosines, best, axis=1)
-        order = np.argsort(-of_best, axis=1, kind="stable")
-        near.append(np.take_along_axis(best, order, axis=1))
-        values.append(np.take_along_axis(of_best, order, axis=1))
-    return np.concatenate(near), np.concatenate(values)
-
-
-def _cosines(unit: np.ndarray, start: int) -> np.ndarray:
-    """Returns the products of a block of rows with all rows; with themselves it is -inf."""
-    cosines = unit[start : start + BLOCK] @ unit.T
-    cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -np.inf
-    return cosines
-
-
 def _turned(flat: np.ndarray, first: np.ndarray | None) -> np.ndarray:
     """Returns places centred, at root mean square radius 1, and turned or mirrored onto those of the first map."""
     flat = flat - flat.mean(axis=0)
@@ -246,7 +225,7 @@ def _ranks(unit: np.ndarray, near: np.ndarray) -> np.ndarray:
     """Returns the rank by cosine, 1 the nearest, of each word's neighbours on a map. Shapes: (n, k) -> (n, k)."""
     ranks = []
     for start in range(0, len(unit), BLOCK):
-        cosines, rows = _cosines(unit, start), near[start : start + BLOCK]
+        cosines, rows = cosines_from(unit, start), near[start : start + BLOCK]
         values = np.take_along_axis(cosines, rows, axis=1)
         ranks.append(1 + np.stack([(cosines > value[:, None]).sum(axis=1) for value in values.T], axis=1))
     return np.concatenate(ranks)

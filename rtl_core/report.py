@@ -206,8 +206,8 @@ def _results_page(results: Results, text: str) -> str:
         "This page is generated from the records in `reference/` by `rtl report --write`; a test fails when it "
         "is stale. `reference/` holds one JSON for each finished run of `make study SIZE=laptop`, of SIZE=tasks (the "
         "sources that need labelled files), of the further studies below, and of topicworld; the sums of their token "
-        "ledgers by "
-        "document, and what `rtl analyse` found in their models; your own runs go to `local/`, which git ignores.\n\n"
+        "ledgers by document, and what `rtl analyse` found in their models; your own runs go to `local/`, which git "
+        "ignores.\n\n"
         f"{text}\n## What the pre-training tasks reached on their own test text\n\n"
         + "\n".join(lines)
         + f"\n\nMade by commit {', '.join(made)}.\n"

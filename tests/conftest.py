@@ -45,6 +45,15 @@ def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
 
 
+@pytest.fixture
+def closed_figures():
+    """Closes every figure that a test has drawn."""
+    yield
+    from matplotlib import pyplot as plt
+
+    plt.close("all")
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """A test that reaches beyond this machine fails at once, instead of passing only online."""

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from test_generation import made_model, text
 from test_results import by_hand, made, results
 
@@ -28,10 +27,7 @@ CHANGED = ("shuffled", "transplanted")
 BOUNDARIES = (20, 50)  # of INTACT, those that the tiny documents of about 100 tokens are longer than
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot as plt
 
 from rtl_core import figures, language_model
 from rtl_core.analysis import generation
@@ -17,11 +16,7 @@ from rtl_core.storage import StudyError
 from rtl_core.texts import Text
 from rtl_core.transfer import build_model
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from sklearn.manifold import trustworthiness
 
 from rtl_core import figures, maps, notebook
@@ -18,10 +17,7 @@ WORDS = tuple("abcdefghij")
 ROWS = [{"epoch": i + 1, "train_loss": 5.0 - i, "valid_loss": 5.5 - i / 2} for i in range(3)]
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 def embeddings(dim=8):

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from sklearn.feature_extraction.text import TfidfVectorizer
 from test_generation import made_model
 from test_results import by_hand, results
@@ -20,11 +19,7 @@ from rtl_core.storage import StudyError
 from rtl_core.texts import Text
 from rtl_core.transfer import save_model
 
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("closed_figures")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rtl_core.comparison import compare, effect, holm
+from rtl_core.comparison import compare, effect, holm, renamed
 from rtl_core.config import Experiment, derive_seed
 from rtl_core.corpora.vocabulary import Encoded
 from rtl_core.findings import model_dir
@@ -78,6 +78,13 @@ def chosen_targets(text: Encoded, n: int, rng: np.random.Generator) -> np.ndarra
     bounds = zip(text.document_starts + n, text.document_starts[1:])
     free = (np.arange(first, end) for first, end in bounds if first < end)
     return np.concatenate([np.sort(rng.permutation(places)[:PER_DOCUMENT]) for places in free])
+
+
+def drawn_targets(text: Encoded, seed: int) -> tuple[np.ndarray, int, np.random.Generator]:
+    """Returns a seed's targets, the longest context of the curve, and the generator for what changes contexts."""
+    rng = np.random.default_rng(derive_seed(seed, "awareness"))
+    most = longest(np.diff(text.document_starts), LENGTHS, FEWEST)
+    return chosen_targets(text, most, rng), most, rng
 
 
 def truncated(text: Encoded, targets: np.ndarray, n: int) -> list[np.ndarray]:
@@ -159,9 +166,7 @@ def contexts(text: Encoded, targets: np.ndarray, most: int, rng: np.random.Gener
 
 def losses(model: LSTMLanguageModel, text: Encoded, seed: int) -> pd.DataFrame:
     """Returns a model's loss of the same words in every context, summed by document: see `measure`."""
-    rng = np.random.default_rng(derive_seed(seed, "awareness"))
-    most = longest(np.diff(text.document_starts), LENGTHS, FEWEST)
-    targets = chosen_targets(text, most, rng)
+    targets, most, rng = drawn_targets(text, seed)
     names = np.array(text.document_ids, dtype=object)[text.document_of(targets)]
     parts = []
     for kind, n, sequences in contexts(text, targets, most, rng):
@@ -234,10 +239,7 @@ def _against(group: pd.DataFrame, base: dict[int, str], values: pd.DataFrame):
         apart = effect(
             *(sums["total"][[of[seed] for seed in shared]].to_numpy() for of in (own, base)), count
         )
-        ends = dict(zip(("", "_low", "_high"), ("effect_nats", "low_nats", "high_nats")))
         yield {name: arm[name] for name in ("arm", "role", "source", "input_mode", "n_seeds")} | {
             "documents": len(count), "count": int(count.sum()),
-            **{f"value{end}": alone[name] for end, name in ends.items()},
-            **{f"difference{end}": apart[name] for end, name in ends.items()},
-            "p_value": apart["p_value"],
+            **renamed(alone, "value"), **renamed(apart, "difference"), "p_value": apart["p_value"],
         }  # fmt: skip

@@ -6,21 +6,17 @@ seen a language model. It is given a stretch of the continuation alone, never th
 continuation, and against samples after other documents' openings, which agree with this document by chance.
 """
 
-import math
-
 import numpy as np
 import pandas as pd
 import torch
 
-from rtl_core.analysis.awareness import loaded
-from rtl_core.comparison import compare, effect
+from rtl_core.analysis.awareness import by_arm, loaded
 from rtl_core.config import derive_seed
 from rtl_core.context import TopicClassifier
 from rtl_core.corpora.vocabulary import EOS_ID
 from rtl_core.language_model import LSTMLanguageModel, generate
-from rtl_core.results import ARM_FIELDS, BASELINE, Record, Results, grouped, select_arm
+from rtl_core.results import Record, Results
 from rtl_core.storage import StudyError
-from rtl_core.tables import labels
 from rtl_core.texts import Text
 
 OPENINGS = (20, 50)  # tokens of a document that the model reads
@@ -116,34 +112,14 @@ def summary(found: pd.DataFrame, results: Results, value: str = "correct") -> pd
     documents joined with the variance over seeds, as in `comparison.effect`; one seed has none. Every arm answers to
     the same openings with the same draws. `found`: of `load_findings`; `value`: one of `VALUES`.
     """
-    keys, rows = ["opening", "start", "end"], []
-    tables = found.pivot(index=[*keys, "document"], columns=["kind", "record"], values=value)
-    for name, seeds, base in _arms(results.select(found["record"].unique())):
-        common = [seed for seed in seeds if seed in base]
-        for place, table in tables.groupby(keys):
-            ours, theirs = (table[SAMPLED][[of[seed].name for seed in common]] for of in (seeds, base))
-            own = [record.name for record in seeds.values()]
-            means = {kind: table[kind][own].to_numpy().mean() for kind in (SAMPLED, REAL, OTHER)}
-            row = {"arm": name, "role": "baseline" if seeds is base else "arm", "n_seeds": len(seeds)}
-            rows.append(
-                row | dict(zip(keys, place)) | means | _difference(ours.to_numpy(), theirs.to_numpy())
-            )
-    return pd.DataFrame(rows).sort_values(keys, kind="stable", ignore_index=True)
-
-
-def _arms(results: Results):
-    """Yields each arm's name, its seeds and its baseline's, in the order of `compare`."""
-    table = compare(results)
-    groups = [(group, base) for group in grouped(results).values() if (base := select_arm(group, BASELINE))]
-    for name, (_, row) in zip(labels(table), table.iterrows()):
-        fields = tuple(None if pd.isna(row[field]) else row[field] for field in ARM_FIELDS)
-        for group, base in groups:
-            if fields in group:
-                yield str(name), group[fields], base
-
-
-def _difference(arm: np.ndarray, base: np.ndarray) -> dict[str, float]:
-    """Returns the mean difference with its interval. Shapes: (n_documents, n_seeds) twice."""
-    found = effect(arm, base, np.ones(len(arm)))
-    ends = {"difference": "effect_percent", "low": "low_percent", "high": "high_percent"}
-    return {name: math.log1p(found[of] / 100) for name, of in ends.items()} | {"p_value": found["p_value"]}
+    keys = ["opening", "start", "end"]
+    values = found.astype({value: "float64"}).rename(columns={value: "total"}).assign(count=1)
+    table = by_arm(results.select(found["record"].unique()), values, ["kind", *keys])
+    sampled = table[table["kind"] == SAMPLED].rename(columns=lambda name: name.replace("difference_", ""))
+    kinds = table.pivot(index=["arm", *keys], columns="kind", values="value").reset_index()
+    whole = sampled.merge(kinds, on=["arm", *keys])
+    base = whole["role"] == "baseline"  # which differs from itself by nothing
+    whole.loc[base, "difference"] = 0.0
+    whole.loc[base & (whole["n_seeds"] > 1), ["low", "high", "p_value"]] = 0.0, 0.0, 1.0
+    columns = ["arm", "role", "n_seeds", *keys, SAMPLED, REAL, OTHER, "difference", "low", "high", "p_value"]
+    return whole[columns].sort_values(keys, kind="stable", ignore_index=True)

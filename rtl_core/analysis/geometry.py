@@ -29,6 +29,7 @@ from rtl_core.transfer import load_model
 
 MIN_COUNT, MIN_DOCUMENTS, MIN_SHARE = 20, 5, 0.5  # of a word that has a domain
 NEIGHBOURS = 10
+BLOCK = 1000  # rows of cosines held at a time
 # the fields of an arm that say what its table is, beside the source; those after them say how it is used
 OF_TABLE = ARM_FIELDS[1 : ARM_FIELDS.index("input_init")]
 TABLES = ("pretrained", "finetuned", "permuted")
@@ -92,6 +93,26 @@ def _of_domains(embeddings: Embeddings, domains: pd.DataFrame) -> tuple[np.ndarr
     return unit, pd.factorize(chosen["domain"])[0], chosen["count"].to_numpy()
 
 
+def nearest(unit: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each row's `k` nearest others by product, the nearest first, and the products. Shapes: (n, k) twice."""
+    near, values = [], []
+    for start in range(0, len(unit), BLOCK):
+        cosines = cosines_from(unit, start)
+        best = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+        of_best = np.take_along_axis(cosines, best, axis=1)
+        order = np.argsort(-of_best, axis=1, kind="stable")
+        near.append(np.take_along_axis(best, order, axis=1))
+        values.append(np.take_along_axis(of_best, order, axis=1))
+    return np.concatenate(near), np.concatenate(values)
+
+
+def cosines_from(unit: np.ndarray, start: int) -> np.ndarray:
+    """Returns the products of a block of rows with all rows; with themselves it is -inf."""
+    cosines = unit[start : start + BLOCK] @ unit.T
+    cosines[np.arange(len(cosines)), np.arange(start, start + len(cosines))] = -np.inf
+    return cosines
+
+
 def purity(embeddings: Embeddings, domains: pd.DataFrame, k: int = NEIGHBOURS) -> tuple[float, float]:
     """Returns the share of a word's `k` nearest neighbours that have its domain, and what chance would give.
 
@@ -104,9 +125,7 @@ def purity(embeddings: Embeddings, domains: pd.DataFrame, k: int = NEIGHBOURS) -
     """
     unit, labels, counts = _of_domains(embeddings, domains)
     bands = np.log10(counts).astype(np.int64)
-    cosines = unit @ unit.T
-    np.fill_diagonal(cosines, -np.inf)
-    near = np.argpartition(-cosines, k, axis=1)[:, :k]  # (n, k)
+    near, _ = nearest(unit, k)
     holds = np.zeros((bands.max() + 1, labels.max() + 1))  # words of each band in each domain
     np.add.at(holds, (bands, labels), 1)
     itself = bands[near] == bands[:, None]  # a word is no neighbour of its own

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 from scipy.stats import rankdata, spearmanr
 
 from rtl_core.analysis.geometry import OF_TABLE, table_name, tables
-from rtl_core.catalogue import SOURCES, base_of
+from rtl_core.catalogue import base_of, place_of
 from rtl_core.config import Experiment, derive_seed
 from rtl_core.corpora.sources import checked_files, missing
 from rtl_core.corpora.text import read_text
@@ -160,8 +160,7 @@ def _plain(record: Record) -> bool:
 
 def _order(row: tuple) -> tuple:
     arm, source, _, seed, _ = row
-    base, places = base_of(source), tuple(SOURCES)
-    return base != source, places.index(base) if base in places else len(places), arm, seed
+    return *place_of(source), arm, seed
 
 
 def summary(found: pd.DataFrame, results: Results) -> pd.DataFrame:

@@ -12,9 +12,9 @@ import math
 import numpy as np
 import pandas as pd
 
-from rtl_core.analysis.awareness import CUT, FEWEST, FULL, LENGTHS, chosen_targets, longest
-from rtl_core.comparison import compare, effect
-from rtl_core.config import Experiment, derive_seed, identity
+from rtl_core.analysis.awareness import CUT, FULL, drawn_targets
+from rtl_core.comparison import compare, effect, renamed
+from rtl_core.config import Experiment, identity
 from rtl_core.corpora.topicworld import Law, World, document_types, law_of
 from rtl_core.corpora.vocabulary import UNK_ID, Encoded, Vocabulary
 from rtl_core.results import Record, Results, read_parquet
@@ -162,7 +162,7 @@ def between(results: Results) -> pd.DataFrame:
             above = effect(ours, np.broadcast_to(best, ours.shape), tokens)
             closed = (base - math.log(row["perplexity"])) / (base - mean["nats_inferred"])
             own = {"kind": row["role"], "closed": closed, **row[["name", "perplexity", "n_seeds", "seeds"]]}
-            rows.append(own | _named("above", above, "percent") | _named("effect", row, "percent"))
+            rows.append(own | renamed(above, "above", "percent") | renamed(row, "effect", "percent"))
         parts.append(pd.DataFrame(rows).assign(corpus=corpus, overlap=World.named(corpus).overlap))
     return pd.concat(parts).sort_values("overlap", kind="stable", ignore_index=True)
 
@@ -176,12 +176,6 @@ def _arms(results: Results) -> pd.DataFrame:
 
 def _records(row, results: Results) -> list[Record]:
     return [record for record in results.records if record.name in row["records"].values()]
-
-
-def _named(name: str, found: dict, unit: str) -> dict[str, float]:
-    """Returns an effect and the ends of its interval under another name."""
-    ends = {"": f"effect_{unit}", "_low": f"low_{unit}", "_high": f"high_{unit}"}
-    return {f"{name}{end}": found[of] for end, of in ends.items()}
 
 
 def captured(results: Results, findings: pd.DataFrame) -> pd.DataFrame:
@@ -213,7 +207,7 @@ def captured(results: Results, findings: pd.DataFrame) -> pd.DataFrame:
             share = effect(scaled, np.zeros_like(scaled), even.to_numpy())
             own = {**row[["corpus", "name"]], "n": n, "available": mean, "above_full": above}
             own["above_cut"] = above + lost.sum().sum() / tokens - mean
-            rows.append(own | _named("share", share, "nats"))
+            rows.append(own | renamed(share, "share"))
     return pd.DataFrame(rows)
 
 
@@ -226,9 +220,8 @@ def available(record: Record) -> pd.DataFrame:
     """
     e = Experiment.from_dict(record.experiment)
     text, ledger = text_of(e).test, limits(e)
-    rng = np.random.default_rng(derive_seed(e.seed, "awareness"))
-    most = longest(np.diff(text.document_starts), LENGTHS, FEWEST)
-    at = ledger.iloc[chosen_targets(text, most, rng)].astype({"document": "str"})
+    targets, most, _ = drawn_targets(text, e.seed)
+    at = ledger.iloc[targets].astype({"document": "str"})
     lost = {
         n: at[f"nats_last_{n}"].astype("float64") - at["nats_inferred"]
         for n in N_WORDS

@@ -5,7 +5,7 @@ import textwrap
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import new_axes
+from rtl_core.figures.style import new_axes, span
 from rtl_core.storage import StudyError
 
 # okabe_ito without its yellow, and marks that say the same; the baseline is grey
@@ -128,8 +128,8 @@ def _draw(ax, table: pd.DataFrame, column: str, ends: tuple = ()) -> None:
 
 
 def _small_print(table: pd.DataFrame) -> str:
-    seeds = " to ".join(map(str, sorted({table["n_seeds"].min(), table["n_seeds"].max()})))
-    return f"marks: mean of seeds ({seeds}), bars: 95 % interval; {table['documents'].max()} documents"
+    seeds, documents = span(table["n_seeds"]), table["documents"].max()
+    return f"marks: mean of seeds ({seeds}), bars: 95 % interval; {documents} documents"
 
 
 def _verdict(table: pd.DataFrame, claim: str) -> str:

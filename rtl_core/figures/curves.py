@@ -5,12 +5,12 @@ import textwrap
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import new_axes
+from rtl_core.figures.style import COLOURS, new_axes, span
+from rtl_core.tables import change_text
 
 # What grows, as the axis and the description say it
 TEXTS = {"lm_tokens": "training text of the language model", "pretrain_tokens": "pre-training text"}
 MARKS = ("o-", "s--", "^:", "D-.")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of okabe_ito
 APART = 0.015  # of the width of the data, so that intervals at one size do not hide each other
 
 
@@ -53,9 +53,8 @@ def _labels(ax, x: float) -> None:
 
 def _notes(ax, curve: pd.DataFrame, base: pd.Series) -> None:
     """Writes what the marks mean and, where pre-training text grows, where it is as long as the LM's own."""
-    seeds = " to ".join(map(str, sorted({curve["n_seeds"].min(), curve["n_seeds"].max()})))
     dashed = "in brackets: their perplexity" if base.nunique() > 1 else f"perplexity {base.iloc[0]:.0f}"
-    marks = f"mark = mean over {seeds} seeds, bar = 95 % interval; dashed: random vectors, {dashed}"
+    marks = f"mark = mean over {span(curve['n_seeds'])} seeds, bar = 95 % interval; dashed: random vectors, {dashed}"
     ax.set_title("\n".join(textwrap.wrap(marks, 80)), loc="left", color="0.25")
     ax.axhline(0, color="0.4", linestyle="--", linewidth=1, zorder=0)
     if curve["along"].iloc[0] == "pretrain_tokens":
@@ -110,6 +109,5 @@ def _of_trend(row: pd.Series) -> str:
 
 
 def _number(row: pd.Series, prefix: str = "") -> str:
-    low, high = row[f"{prefix}low_percent"], row[f"{prefix}high_percent"]
-    interval = "" if pd.isna(low) else f" ({low:+.1f} to {high:+.1f})"
-    return f"{row[(prefix or 'effect_') + 'percent']:+.1f} %{interval}".replace("-", "−")
+    names = (prefix or "effect_", f"{prefix}low_", f"{prefix}high_")
+    return change_text(*(row[f"{name}percent"] for name in names), unit=" %")

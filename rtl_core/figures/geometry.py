@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import new_axes
+from rtl_core.figures.style import new_axes, span
 from rtl_core.storage import unknown
 
 TITLES = {
@@ -109,7 +109,7 @@ def plot_correlations(frame: pd.DataFrame, *, ax=None):
     series = []
     for over, (mark, colour, name) in OVER.items():
         if len(own := rows[rows["over"] == over]):
-            series.append((mark, colour, f"{name} ({_range(own['n_arms'])})", own["rho"], own))
+            series.append((mark, colour, f"{name} ({span(own['n_arms'])})", own["rho"], own))
     names = [title for title in TITLES.values() if title in rows.index]
     ax = _dots(ax, names, series, 0)
     ax.set(xlim=(-1.02, 1.02), xticks=[-1, -0.5, 0, 0.5, 1])
@@ -130,7 +130,7 @@ def describe_correlations(frame: pd.DataFrame) -> str:
         shown = "; ".join(
             f"{measure} {rho:+.2f} ({low:+.2f} to {high:+.2f})" for measure, rho, low, high in clear
         )
-        text += f" Over {name} ({_range(own['n_arms'])}), intervals without zero: {shown or 'none'}"
+        text += f" Over {name} ({span(own['n_arms'])}), intervals without zero: {shown or 'none'}"
         text += f"; of {len(own)} measures the others decide nothing."
     text += " With so few arms, and so many measures, one interval may miss zero by chance."
     return text.replace(" -", " −").replace("(-", "(−")
@@ -162,19 +162,14 @@ def _dots(ax, names: list[str], series: list[tuple], zero: float):
 
 
 def _means(rows: pd.DataFrame) -> str:
-    seeds = f"mean of {_range(rows['n_seeds'])} seeds"
+    seeds = f"mean of {span(rows['n_seeds'])} seeds"
     return seeds if rows["low"].isna().all() else f"mark: {seeds}; line: 95 % interval over seeds"
 
 
 def _pairs(rows: pd.DataFrame) -> str:
     if "used" not in rows or rows["used"].isna().all():
         return ""
-    return f", {_range(rows['used'])} pairs of {rows['total'].max():,}"
-
-
-def _range(counts: pd.Series) -> str:
-    low, high = counts.min(), counts.max()
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f", {span(rows['used'])} pairs of {rows['total'].max():,}"
 
 
 def _square(pairs: pd.DataFrame) -> pd.DataFrame:

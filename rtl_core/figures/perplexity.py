@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from rtl_core.catalogue import base_of
-from rtl_core.figures.style import new_axes
+from rtl_core.figures.style import new_axes, span
 from rtl_core.results import ARM_FIELDS
 from rtl_core.storage import StudyError
 from rtl_core.tables import GROUP, caption, effect_text, labels
@@ -154,7 +154,7 @@ def _small_print(ax, table: pd.DataFrame, base: float) -> None:
     marks = "dots = seeds, bar = mean, " + (
         "band = 95 % interval of the difference" if intervals else "one seed: no interval"
     )
-    n_seeds = " to ".join(str(n) for n in sorted({arms["n_seeds"].min(), arms["n_seeds"].max()}))
+    n_seeds = span(arms["n_seeds"])
     seeds = f"{n_seeds} seed{'s' if n_seeds != '1' else ''} an arm"
     lines = [line for text in (marks, f"{caption(table)}; {seeds}") for line in textwrap.wrap(text, 80)]
     below = (0, -4 * ax.xaxis.label.get_size())  # points: under the ticks and the label of the axis

@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import new_axes
+from rtl_core.figures.style import COLOURS, new_axes
 from rtl_core.storage import StudyError
+from rtl_core.tables import change_text
 
-MARKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("0.35", "v"))
+MARKS = (*zip(COLOURS, "os^D"), ("0.35", "v"))
 AT_ONCE = len(MARKS)
 BEYOND = 0.35  # of the range of the effects, by which an interval may stretch the axis
 STRONG = 30  # per cent, from which the colour is full
@@ -112,9 +113,8 @@ def describe_slices(effects: pd.DataFrame) -> str:
 
 
 def _effect(row) -> str:
-    interval = f" ({row['low_percent']:+.1f} to {row['high_percent']:+.1f})"
-    text = f"{row['effect_percent']:+.1f} %" + ("" if pd.isna(row["low_percent"]) else interval)
-    return f"{text.replace('-', '−')} in {row['slicing']} {row['slice']}"
+    change = change_text(*(row[f"{name}_percent"] for name in ("effect", "low", "high")), unit=" %")
+    return f"{change} in {row['slicing']} {row['slice']}"
 
 
 def plot_slice_table(effects: pd.DataFrame, *, ax=None):

@@ -3,10 +3,13 @@
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
+
 from rtl_core.storage import atomic, unknown
 
 FONT_SIZES = {"page": 9, "slide": 14}  # points at printed size
 DPI = 120
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of okabe_ito; marks say the same
 
 
 @contextmanager
@@ -54,3 +57,8 @@ def new_axes(n_rows: float):
 
     scale = plt.rcParams["font.size"] / FONT_SIZES["page"]
     return plt.subplots(figsize=(7.2 * scale, (1.6 + 0.32 * n_rows) * scale), layout="constrained")[1]
+
+
+def span(counts: pd.Series) -> str:
+    """Returns the least and the largest of some counts in words: "3", or "2 to 3"."""
+    return " to ".join(f"{n:,}" for n in sorted({int(counts.min()), int(counts.max())}))

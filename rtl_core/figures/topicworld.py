@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 
 from rtl_core.catalogue import base_of
-from rtl_core.figures.style import new_axes
+from rtl_core.figures.style import COLOURS, new_axes, span
 from rtl_core.storage import StudyError
+from rtl_core.tables import change_text
 
 CLOSEST = 0.03  # limits nearer to a drawn one, in parts of the axis, are left out
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # of okabe_ito; marks say the same
 APART = 0.008  # so that intervals do not hide each other
 MARKS = ("o", "s", "^", "D")
 KNOWS = {"known": "told the type", "inferred": "infers the type", "unigram": "counts words"}
@@ -100,10 +100,9 @@ def plot_overlap(frame: pd.DataFrame, *, ax=None):
     )
     ax.set_xlim(-0.05, at + 0.35)
     ax.spines["bottom"].set_bounds(-0.05, at + 0.02)
-    n_seeds = " to ".join(f"{n:.0f}" for n in sorted({base["n_seeds"].min(), base["n_seeds"].max()}))
     interval = "bar = 95 % interval" if effects["effect_low"].notna().any() else "no interval"
     ax.set_xlabel(
-        f"overlap of the domains' words; perplexity of random vectors\nseeds: {n_seeds}; {interval}"
+        f"overlap of the domains' words; perplexity of random vectors\nseeds: {span(base['n_seeds'])}; {interval}"
     )
     ax.set_ylabel("effect on perplexity\nagainst random (%)")
     return ax
@@ -148,8 +147,7 @@ def _apart(limits: pd.Series, least: float) -> list[tuple[str, float]]:
 
 
 def _above(row) -> str:
-    interval = f" ({row['above_low']:+.1f} to {row['above_high']:+.1f})"
-    return f"{row['above']:+.1f} %{'' if pd.isna(row['above_low']) else interval}".replace("-", "−")
+    return change_text(*row[["above", "above_low", "above_high"]], unit=" %")
 
 
 def _small_print(ax, arms: pd.DataFrame, unigram: float) -> None:
