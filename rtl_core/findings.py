@@ -9,7 +9,9 @@ from rtl_core.results import read_parquet
 from rtl_core.storage import StudyError, atomic, results_dir, unknown
 
 # Raised by hand when a change of code changes what an analysis finds, so that an old finding is never taken for new.
-VERSIONS = {"slices": 1, "awareness": 1, "probes": 1, "geometry": 1, "intrinsic": 1, "generation": 1}
+VERSIONS = {
+    "slices": 1, "awareness": 1, "probes": 1, "geometry": 1, "intrinsic": 1, "generation": 1, "limits": 1
+}  # fmt: skip
 
 
 def model_dir(name: str) -> Path:

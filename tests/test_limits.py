@@ -294,6 +294,16 @@ def test_no_trained_model_beats_the_best_that_infers(study):
     assert (found["share_low"] < found["share"]).all() and (found["share"] < found["share_high"]).all()
 
 
+def test_what_was_measured_of_the_limits_is_taken_from_the_findings(study, monkeypatch):
+    results, findings = study
+    before = between(results), captured(results, findings)
+    for record in results.records:
+        save_finding("limits", record.name, module.measure(record))
+    monkeypatch.setattr(module, "limits", None)
+    pd.testing.assert_frame_equal(between(results), before[0])
+    pd.testing.assert_frame_equal(captured(results, findings), before[1])
+
+
 def test_arms_differ_by_name_and_records_of_another_corpus_are_refused(study):
     results, findings = study
     lsa = {r.name: replace(r, experiment=r.experiment | {"corpus": "docstrings"}) for r in results.records}

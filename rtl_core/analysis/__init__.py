@@ -14,9 +14,9 @@ from rtl_core.findings import VERSIONS, findings_of, model_dir, save_finding
 from rtl_core.results import Record
 from rtl_core.storage import StudyError, say, unknown
 
-OF_LEDGERS = {"slices": "rtl_core.slices"}  # the others look into the trained model
+WITHOUT_MODEL = ("slices", "limits")  # the others look into the trained one
 # analysis -> the module whose `measure(record)` finds it; imported when it is wanted
-MEASURES = {name: OF_LEDGERS.get(name, f"rtl_core.analysis.{name}") for name in VERSIONS}
+MEASURES = {name: f"rtl_core.analysis.{name}" for name in VERSIONS} | {"slices": "rtl_core.slices"}
 
 
 def analyse(records: Iterable[Record], only: Iterable[str] = (), workers: int | None = None) -> list[dict]:
@@ -46,9 +46,10 @@ def analyse(records: Iterable[Record], only: Iterable[str] = (), workers: int | 
 
 def _applies(analysis: str, record: Record) -> bool:
     """Returns whether there is what an analysis looks at: n-grams and the leaking source keep no model."""
-    return analysis in OF_LEDGERS or (
-        record.experiment["model"] == "lstm" and record.experiment["source"] != LEAKY
-    )
+    e = record.experiment
+    if analysis == "limits":
+        return e["model"] == "lstm" and e["corpus"].startswith("topicworld")
+    return analysis in WITHOUT_MODEL or (e["model"] == "lstm" and e["source"] != LEAKY)
 
 
 def _done(jobs: list[tuple[str, Record]], workers: int):
@@ -68,7 +69,7 @@ def _done(jobs: list[tuple[str, Record]], workers: int):
 def _measure(analysis: str, record: Record) -> tuple[str, str, str, float]:
     started, fault = time.perf_counter(), ""
     try:
-        if analysis not in OF_LEDGERS and not model_dir(record.name).is_dir():
+        if analysis not in WITHOUT_MODEL and not model_dir(record.name).is_dir():
             raise StudyError(
                 f"its trained model is gone ({model_dir(record.name)} is not there); delete the record "
                 f"{record.name}.json and run its study again to have one."

@@ -17,6 +17,7 @@ from rtl_core.comparison import compare, effect, renamed
 from rtl_core.config import Experiment, identity
 from rtl_core.corpora.topicworld import Law, World, document_types, law_of
 from rtl_core.corpora.vocabulary import UNK_ID, Encoded, Vocabulary
+from rtl_core.findings import VERSIONS, findings_of
 from rtl_core.results import Record, Results, read_parquet
 from rtl_core.scoring import ledger_of
 from rtl_core.storage import StudyError, atomic, cache_dir
@@ -27,7 +28,7 @@ N_WORDS = (1, 2, 5, 10, 20, 50, 100)
 CHUNK = 256  # tokens whose preceding words are read at a time; changes speed, never a number
 FEWEST_WORDS = 5  # of a cut context
 LEAST = 0.005  # nats a token that there must be to capture, or a share of them says nothing
-VERSION = 1  # raised by hand when a change of code changes a limit
+ALL, OF_AWARENESS = "all", "awareness"  # words of a test text: every one, and those that `awareness` measures
 
 
 def law_over(law: Law, vocabulary: Vocabulary) -> Law:
@@ -120,7 +121,7 @@ def limits(e: Experiment, n_words: tuple[int, ...] = N_WORDS) -> pd.DataFrame:
     Raises: StudyError when the corpus is not topicworld.
     """
     world, text = World.named(e.corpus), text_of(e)
-    key = identity(text.corpus.fingerprint, text.vocabulary.fingerprint, e.test_tokens, n_words, VERSION)
+    key = identity(text.corpus.fingerprint, text.vocabulary.fingerprint, e.test_tokens, n_words, VERSIONS["limits"])
     path = cache_dir() / "limits" / f"{key[:16]}.parquet"
     if path.exists():
         return read_parquet(path)
@@ -147,20 +148,16 @@ def between(results: Results) -> pd.DataFrame:
     """
     parts = []
     for corpus, arms in _arms(results).groupby("corpus", sort=False):
-        ledger = limits(Experiment.from_dict(_records(arms.iloc[0], results)[0].experiment))
-        names = [name for name in ledger if name.startswith("nats_")]
-        groups = ledger.astype(dict.fromkeys(names, "float64")).groupby("document", observed=True)
-        exact, tokens = groups[names].sum(), groups.size().to_numpy()
+        exact = _sums(_records(arms.iloc[0], results)[0], ALL)
+        names, tokens = exact.columns.drop("tokens"), exact["tokens"].to_numpy()
         nats = results.documents.pivot(index="document", columns="record", values="nats_document")
-        mean, best = exact.sum() / tokens.sum(), exact["nats_inferred"].to_numpy()[:, None]
+        mean, best = exact.sum() / tokens.sum(), exact["inferred"].to_numpy()[:, None]
         base = math.log(arms.loc[arms["role"] == "baseline", "perplexity"].iloc[0])
-        rows = [
-            {"kind": "limit", "name": n.removeprefix("nats_"), "perplexity": math.exp(mean[n])} for n in names
-        ]
+        rows = [{"kind": "limit", "name": name, "perplexity": math.exp(mean[name])} for name in names]
         for _, row in arms.iterrows():
             ours = nats.loc[exact.index, list(row["records"].values())].to_numpy()
             above = effect(ours, np.broadcast_to(best, ours.shape), tokens)
-            closed = (base - math.log(row["perplexity"])) / (base - mean["nats_inferred"])
+            closed = (base - math.log(row["perplexity"])) / (base - mean["inferred"])
             own = {"kind": row["role"], "closed": closed, **row[["name", "perplexity", "n_seeds", "seeds"]]}
             rows.append(own | renamed(above, "above", "percent") | renamed(row, "effect", "percent"))
         parts.append(pd.DataFrame(rows).assign(corpus=corpus, overlap=World.named(corpus).overlap))
@@ -218,15 +215,32 @@ def available(record: Record) -> pd.DataFrame:
     context of fewer than FEWEST_WORDS is left out: cut text begins as a document does, which misleads a model about
     the grammar of the next words.
     """
+    at = _sums(record, OF_AWARENESS)
+    lost = {n: at[f"last_{n}"] - at["inferred"] for n in N_WORDS if n >= FEWEST_WORDS}
+    return pd.DataFrame(lost).dropna(axis=1).join(at[["inferred", "tokens"]])
+
+
+def measure(record: Record) -> pd.DataFrame:
+    """Returns the nats of each limit in each document of a record's test text: a finding, which needs no model.
+
+    Columns: words (ALL, or those OF_AWARENESS), document, known, inferred, last_N, unigram, tokens. Of awareness's
+    words, no context is cut to more than they have before them: NaN.
+    Raises: StudyError when the corpus is not topicworld.
+    """
     e = Experiment.from_dict(record.experiment)
-    text, ledger = text_of(e).test, limits(e)
-    targets, most, _ = drawn_targets(text, e.seed)
-    at = ledger.iloc[targets].astype({"document": "str"})
-    lost = {
-        n: at[f"nats_last_{n}"].astype("float64") - at["nats_inferred"]
-        for n in N_WORDS
-        if FEWEST_WORDS <= n <= most
-    }
-    lost["inferred"] = at["nats_inferred"].astype("float64")
-    groups = pd.DataFrame(lost).groupby(at["document"], sort=False)
-    return groups.sum().assign(tokens=groups.size())
+    ledger = limits(e)
+    nats = ledger.filter(like="nats_").astype("float64").rename(columns=lambda name: name[len("nats_") :])
+    targets, most, _ = drawn_targets(text_of(e).test, e.seed)
+    known = nats.drop(columns=[f"last_{n}" for n in N_WORDS if n > most])
+    parts = []
+    for words, table in ((ALL, nats), (OF_AWARENESS, known.iloc[targets])):
+        groups = table.groupby(ledger["document"].astype("str"), sort=False)
+        parts.append(groups.sum().assign(tokens=groups.size()).reset_index().assign(words=words))
+    return pd.concat(parts, ignore_index=True).reindex(columns=["words", "document", *nats, "tokens"])
+
+
+def _sums(record: Record, words: str) -> pd.DataFrame:
+    """Returns a record's limits by document, as found before or found now."""
+    there = findings_of("limits", [record.name]).get(record.name)
+    table = measure(record) if there is None else there
+    return table[table["words"] == words].set_index("document").drop(columns=["words", "record"], errors="ignore")
