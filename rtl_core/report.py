@@ -58,7 +58,7 @@ def _few_slices(results: Results):
 
 
 def _few(table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the rows of the arms that are looked into, from a table of all, so that Holm's correction is for all."""
+    """Returns the rows of the arms that are looked into, of a table of all: Holm's correction is for all."""
     plain = (table["input_mode"] == "finetuned") & (table["role"] != "bound")
     return table[plain & table["source"].isin([*SHOWN, "lsa"])]
 

@@ -287,8 +287,8 @@ def test_curves_show_each_arm_with_its_intervals_and_name(column, n_arms):
     ends = np.sort(np.concatenate([[p[:, 1].min() for p in c.get_segments()] for c in ax.collections]))
     assert np.allclose(ends, np.sort(table[f"{column}_low"].dropna()))
     names = [t for t in ax.texts if t.get_text() in ("random", "lsa", "glove")]
-    heights = sorted(t.get_position()[1] for t in names)
-    assert len(names) == n_arms and np.diff(heights).min() > 0.06
+    boxes = sorted((t.get_window_extent() for t in names), key=lambda box: box.y0)
+    assert len(names) == n_arms and all(low.y1 < high.y0 for low, high in zip(boxes, boxes[1:]))
     assert [label.get_text() for label in ax.get_xticklabels()] == ["5", "20", "50"]
     assert (ax.get_yscale() == "log") == (column == "value")
 

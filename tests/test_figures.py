@@ -6,6 +6,7 @@ import pytest
 
 from rtl_core.config import Experiment
 from rtl_core.figures import describe_perplexity, plot_perplexity, save_figure, style
+from rtl_core.figures.style import CURVES, draw_curves, name_ends, new_axes
 from rtl_core.results import ARM_FIELDS
 from rtl_core.storage import StudyError
 
@@ -93,13 +94,14 @@ def test_words_on_the_figure_name_context_marks_and_settings(axes):
     assert names[3].split() == ["domain-paragraph,", "fine-tuned", "(not", "converged)"]  # on two lines
     assert names[-1] == "bound: unigram"
     assert "context document" in ax.get_xlabel()
-    words = " ".join(text.get_text() for text in ax.texts).replace("\n", " ")
+    texts = [*(text.get_text() for text in ax.texts), ax.get_xlabel()]
+    words = " ".join(texts).replace("\n", " ")
     for expected in (
-        "dots = seeds, bar = mean, band = 95 % interval", "baseline 150.0", "−13.3 % (−16.0 to −10.5)",
+        "dots: seeds, bar: mean, band: 95 % interval", "baseline 150.0", "−13.3 % (−16.0 to −10.5)",
         "LM text 350,004 tokens", "3 seeds an arm",
     ):  # fmt: skip
         assert expected in words
-    assert "one seed: no interval" in " ".join(text.get_text() for text in axes(table(1)).texts)
+    assert "one seed: no interval" in axes(table(1)).get_xlabel()
 
 
 @pytest.mark.parametrize(
@@ -185,3 +187,39 @@ def test_the_description_follows_the_table():
     assert "domain-paragraph, fine-tuned (not converged) −2.0 % (−3.0 to −1.0)" in describe_perplexity(better)
     many = table().assign(n_seeds=5)
     assert "ranking" not in describe_perplexity(many)
+
+
+def named_curves(ends):
+    """Returns the Axes of named curves that end at these heights."""
+    frames = (
+        pd.DataFrame({"x": [0, 1], "y": [0, end], "low": [0, end - 1], "high": [0, end]}) for end in ends
+    )
+    curves = {f"a curve of a long name, ending at {end}": frame for end, frame in zip(ends, frames)}
+    ax = new_axes(8)
+    draw_curves(ax, {name: (name, look, of) for look, (name, of) in zip(CURVES, curves.items())})
+    name_ends(ax)
+    return ax
+
+
+@pytest.mark.parametrize("ends", [(1, 50, 100), (49, 50, 51, 99), (0.1, 0.2, 0.3, 0.4, 0.5), (7,)])
+def test_the_names_of_curves_stand_in_their_order_beside_their_ends_and_apart(axes, ends):
+    ax = named_curves(ends)
+    ax.figure.canvas.draw()
+    texts = sorted(ax.texts, key=lambda text: text.get_position()[1])
+    assert [float(text.get_text().split()[-1]) for text in texts] == sorted(ends)
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(below.y1 < above.y0 for below, above in zip(boxes, boxes[1:]))
+    tops = [ax.transData.transform((1, end))[1] for end in sorted(ends)]
+    if min(ends) == 1:  # far apart: each name at the height of its end
+        assert all(box.y0 < top < box.y1 for box, top in zip(boxes, tops))
+    width, height = ax.figure.canvas.get_width_height()
+    assert all(box.y0 >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+    samples = {line.get_marker() for line in ax.figure.findobj(mpl.lines.Line2D) if line.get_markevery()}
+    assert samples == {line[0] for _, line in CURVES[: len(ends)]}
+
+
+def test_colours_have_a_mark_each_and_curves_are_saved_as_the_same_bytes(axes, tmp_path):
+    assert len({colour for colour, _ in CURVES}) == len({mark for _, mark in CURVES}) == len(CURVES)
+    for name in ("one", "two"):
+        save_figure(named_curves((1, 2, 3)), tmp_path / f"{name}.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()

@@ -274,8 +274,8 @@ def test_each_arm_has_a_mark_in_each_slice_and_its_interval(drawn):
     segments = [np.asarray(s) for c in ax.collections for s in c.get_segments() if len(s)]
     assert [-21.0, -17.0] in [sorted(segment[:, 0]) for segment in segments]
     assert {"class", "position", "50.0 %"} <= {text.get_text() for text in ax.texts}
-    with pytest.raises(StudyError, match="6 arms do not fit into one figure of slices; choose 1 to 5"):
-        plot_slices(table(6))
+    with pytest.raises(StudyError, match="7 arms do not fit into one figure of slices; choose 1 to 6"):
+        plot_slices(table(7))
 
 
 def test_an_interval_far_too_wide_ends_at_the_edge(drawn):

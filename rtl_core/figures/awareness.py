@@ -1,20 +1,10 @@
 """Figures of what a model makes of its context: what it loses without, and what a probe reads off its state."""
 
-import textwrap
-
-import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import new_axes, span
+from rtl_core.figures.style import BESIDE, CURVES, DASHED, draw_curves, log_axis, name_ends, new_axes, span
 from rtl_core.storage import StudyError
 
-# okabe_ito without its yellow, and marks that say the same; the baseline is grey
-MARKS = (
-    ("#0072B2", "o-"), ("#D55E00", "s-"), ("#009E73", "^-"), ("#CC79A7", "D-"), ("#56B4E9", "v-"), ("#E69F00", "P-")
-)  # fmt: skip
-BASELINE = ("0.35", "X--")
-APART = 0.035  # of a factor e between neighbouring curves, so that intervals do not hide each other
-GAP, LABEL = 0.065, 24  # of the height, for a line of the names of curves; letters in it
 LEAST = 3e-4  # nats a token, below which a loss is not drawn on a logarithmic scale
 LEFT = {
     "truncated": "how many of the last tokens of its context a model has",
@@ -33,14 +23,18 @@ def plot_awareness(table: pd.DataFrame, *, column: str = "value", ax=None):
     """
     kind = _kind(table)
     ax = new_axes(9) if ax is None else ax
+    unseen = f"; under {LEAST:g} not shown" if column == "value" else ""
     if column == "value":
         ax.set(yscale="log", ylim=(LEAST, 1.6 * table[["value", "value_high"]].max(axis=None)))
+        ax.yaxis.set_major_formatter("{x:g}")
     else:
         table = table[table["role"] != "baseline"]
-        ax.axhline(0, color="0.4", linestyle="--", linewidth=1, zorder=0)
-    _draw(ax, table, column)
+        ax.axhline(0, **DASHED)
+    draw_curves(ax, _curves(table, column))
+    log_axis(ax, {n: f"{n:,}" for n in table["n"]})
     ax.set_ylabel(f"nats a token more than\n{AGAINST[column]}")
-    ax.set_xlabel(f"{LEFT[kind]}\n{_small_print(table)}")
+    ax.set_xlabel(f"{LEFT[kind]}\n{_small_print(table)}{unseen}")
+    name_ends(ax)
     return ax
 
 
@@ -65,18 +59,20 @@ def plot_probes(table: pd.DataFrame, *, ax=None):
     most six arms beside the baseline. Raises: StudyError for more.
     """
     ax = new_axes(10) if ax is None else ax
-    states, base, ends = table[table["probe"] == "state"], table[table["role"] == "baseline"], []
-    for probe, name, line in (("words", "the words themselves", ":"), ("control", "control task", "-.")):
-        rows = base[base["probe"] == probe]
-        ax.plot(rows["n"], rows["value"], line, color="0.2", lw=1.3, gid=probe)
-        ends.append((rows["value"].iloc[-1], name, "0.2"))
-    _draw(ax, states, "value", ends)
+    states, base = table[table["probe"] == "state"], table[table["role"] == "baseline"]
+    beside = {"words": ("the words themselves", ("0.2", ":")), "control": ("control task", ("0.2", "-."))}
+    curves = {
+        probe: (*look, base.loc[base["probe"] == probe, ["n", "value"]]) for probe, look in beside.items()
+    }
+    draw_curves(ax, _curves(states, "value") | curves)
+    log_axis(ax, {n: f"{n:,}" for n in states["n"]})
     ax.axhline(table["chance"].iloc[0], color="0.7", linewidth=1, zorder=0)
     ax.set_ylabel("documents whose domain\na linear probe names")
     ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     ax.set_xlabel(
         f"tokens of the document that were read; grey: the commonest domain\n{_small_print(states)}"
     )
+    name_ends(ax)
     return ax
 
 
@@ -102,29 +98,19 @@ def _kind(table: pd.DataFrame) -> str:
     return table["kind"].iloc[0]
 
 
-def _draw(ax, table: pd.DataFrame, column: str, ends: tuple = ()) -> None:
-    """Draws a curve and its intervals for each arm, and names all curves at their right ends."""
-    arms, ends, marks = list(table.groupby("arm", sort=False)), list(ends), iter(MARKS)
-    if len(arms) > len(MARKS) + 1:
+def _curves(table: pd.DataFrame, column: str) -> dict[str, tuple]:
+    """Returns each arm's curve, as `draw_curves` takes them."""
+    arms, looks = list(table.groupby("arm", sort=False)), iter(CURVES)
+    if len(arms) > len(CURVES) + 1:
         raise StudyError(
-            f"{len(arms)} arms do not fit into one figure of curves; choose at most {len(MARKS) + 1}."
+            f"{len(arms)} arms do not fit into one figure of curves; choose at most {len(CURVES) + 1}."
         )
-    for place, (arm, rows) in enumerate(arms):
-        colour, mark = BASELINE if rows["role"].iloc[0] == "baseline" else next(marks)
-        x = rows["n"] * np.exp(APART * (place - (len(arms) - 1) / 2))
-        ax.plot(x, rows[column], mark, color=colour, ms=5, lw=1.5, gid=arm)
-        ax.vlines(x, rows[f"{column}_low"], rows[f"{column}_high"], color=colour, lw=1.2, alpha=0.7)
-        ends.append((rows[column].iloc[-1], arm.removesuffix(", fine-tuned"), colour))
-    ax.set_xscale("log")
-    ax.set_xticks(sorted(set(table["n"])), [f"{n:,}" for n in sorted(set(table["n"]))])
-    ax.minorticks_off()
-    to_height, last = ax.transData + ax.transAxes.inverted(), -np.inf
-    for value, name, colour in sorted(ends):  # one above the other where curves end together
-        text = textwrap.fill(name, LABEL)
-        half = GAP * (text.count("\n") + 1) / 2
-        place = max(to_height.transform((1, max(value, ax.get_ylim()[0])))[1], last + half)
-        ax.text(1.02, place, text, color=colour, va="center", transform=ax.transAxes)
-        last = place + half
+    curves = {}
+    for arm, rows in arms:
+        look = BESIDE if rows["role"].iloc[0] == "baseline" else next(looks)
+        name, frame = arm.removesuffix(", fine-tuned"), rows[["n", column, f"{column}_low", f"{column}_high"]]
+        curves[arm] = name, look, frame
+    return curves
 
 
 def _small_print(table: pd.DataFrame) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import new_axes
+from rtl_core.figures.style import COLOURS, DASHED, NOTE, colour_table, draw_curves, name_ends, new_axes
 
 
 def plot_ranks(counts, *, ax=None):
@@ -30,12 +30,11 @@ def plot_history(rows: list[dict], *, ax=None):
     """Returns the Axes of training and validation loss by epoch, as `fit` returned its rows."""
     frame = pd.DataFrame(rows)
     ax = new_axes(6) if ax is None else ax
-    above = frame["train_loss"].iloc[-1] > frame["valid_loss"].iloc[-1]  # so that the labels stay apart
-    for name, marker, label in (("train_loss", "o--", "training"), ("valid_loss", "s-", "validation")):
-        ax.plot(frame["epoch"], frame[name], marker, label=label)
-        offset = (6, 2 if above == (name == "train_loss") else -10)
-        ax.annotate(label, frame[["epoch", name]].iloc[-1], offset, textcoords="offset points")
+    frames = (frame[["epoch", name]] for name in ("train_loss", "valid_loss"))
+    curves = zip(("training", "validation"), ((COLOURS[0], "o--"), (COLOURS[1], "s-")), frames)
+    draw_curves(ax, {name: (name, look, of) for name, look, of in curves})
     ax.set(xlabel="epoch", ylabel="loss (nats a prediction)", xticks=frame["epoch"])
+    name_ends(ax)
     return ax
 
 
@@ -52,11 +51,11 @@ def describe_history(rows: list[dict]) -> str:
 def plot_bars(values: pd.Series, *, xlabel: str, line: float | None = None, ax=None):
     """Returns the Axes of one horizontal bar for each value, its number beside it; `line` marks a baseline."""
     ax = new_axes(len(values)) if ax is None else ax
-    bars = ax.barh([str(name) for name in values.index], values, color="#56B4E9")
+    bars = ax.barh([str(name) for name in values.index], values, color=COLOURS[5])
     ax.bar_label(bars, fmt="%.3g", padding=3)
     if line is not None:
-        ax.axvline(line, color="0.3", linestyle="--", linewidth=1)
-        ax.text(line, 1.01, f"baseline {line:.3g}", transform=ax.get_xaxis_transform(), color="0.25")
+        ax.axvline(line, **DASHED | {"zorder": 3})  # before the bars
+        ax.text(line, 1.01, f"baseline {line:.3g}", transform=ax.get_xaxis_transform(), color=NOTE)
     ax.invert_yaxis()
     ax.set_xlabel(xlabel)
     ax.margins(x=0.12)
@@ -74,14 +73,9 @@ def describe_bars(values: pd.Series, *, xlabel: str, line: float | None = None) 
 def plot_shares(shares: pd.DataFrame, *, ax=None):
     """Returns the Axes of a table of shares (0 to 1): a row a row, darker for more, large ones in per cent."""
     ax = new_axes(len(shares)) if ax is None else ax
-    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (i, j), share in np.ndenumerate(shares.to_numpy()):
-        if share >= 0.1:
-            colour = "white" if share > 0.7 else "black"
-            ax.text(j, i, f"{100 * share:.0f}", ha="center", va="center", color=colour)
-    ax.set_yticks(range(len(shares)), shares.index)
-    ax.set_xticks(range(shares.shape[1]), shares.columns, rotation=90)
-    ax.tick_params(length=0)
+    image = colour_table(
+        ax, shares, lambda share: f"{100 * share:.0f}" if share >= 0.1 else "", cmap="Blues", vmin=0, vmax=1
+    )
     ax.set(xlabel=shares.columns.name, ylabel=shares.index.name)
     ax.figure.colorbar(image, label="share of the row", format=lambda share, _: f"{100 * share:.0f} %")
     return ax

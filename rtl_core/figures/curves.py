@@ -1,17 +1,15 @@
 """The figure of data-size curves: how much pre-trained vectors gain, by the amount of text."""
 
-import textwrap
+from itertools import cycle
 
-import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import COLOURS, new_axes, span
+from rtl_core.figures.style import CURVES, DASHED, NOTE, draw_curves, log_axis, name_ends, new_axes, span
 from rtl_core.tables import change_text
 
 # What grows, as the axis and the description say it
 TEXTS = {"lm_tokens": "training text of the language model", "pretrain_tokens": "pre-training text"}
-MARKS = ("o-", "s--", "^:", "D-.")
-APART = 0.015  # of the width of the data, so that intervals at one size do not hide each other
+EFFECT = ("effect_percent", "low_percent", "high_percent")
 
 
 def plot_size_curve(curve: pd.DataFrame, *, ax=None):
@@ -22,46 +20,22 @@ def plot_size_curve(curve: pd.DataFrame, *, ax=None):
     """
     ax = new_axes(8) if ax is None else ax
     base = curve.groupby("tokens")["baseline_perplexity"].first().round()
-    groups = curve.groupby("source", sort=False)
-    width = max(np.log(base.index[-1] / base.index[0]), 1)
-    for place, (source, rows) in enumerate(groups):
-        at = rows["tokens"] * np.exp((place - (len(groups) - 1) / 2) * APART * width)
-        colour, effects = COLOURS[place % len(COLOURS)], rows["effect_percent"]
-        ax.plot(at, effects, MARKS[place % len(MARKS)], ms=5, gid=source, color=colour)
-        ax.vlines(at, rows["low_percent"], rows["high_percent"], lw=1.2, color=colour)
-    ax.set_xscale("log")
-    under = [f"\n({value:.0f})" if base.nunique() > 1 else "" for value in base]
-    ax.set_xticks(base.index, [short(n) + text for n, text in zip(base.index, under)])
-    ax.minorticks_off()
-    ax.set_xlim(base.index[0] * np.exp(-0.05 * width), base.index[-1] * np.exp(0.27 * width))
-    ax.set(xlabel=f"tokens of {TEXTS[curve['along'].iloc[0]]}", ylabel="effect on perplexity (%)")
-    _notes(ax, curve, base)
-    _labels(ax, base.index[-1] * np.exp(0.06 * width))
-    return ax
-
-
-def _labels(ax, x: float) -> None:
-    """Writes the name of each line beside its last mark at the right edge, those of near ends apart."""
-    lines = sorted((line for line in ax.lines if line.get_gid()), key=lambda line: line.get_ydata()[-1])
-    gap, height = 0.07 * np.ptp(ax.get_ylim()), -np.inf
-    for line in lines:
-        end, colour = line.get_xydata()[-1], line.get_color()
-        height = max(end[1], height + gap)
-        leader = {"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.6}
-        ax.annotate(line.get_gid(), end, (x, height), va="center", color=colour, arrowprops=leader)
-
-
-def _notes(ax, curve: pd.DataFrame, base: pd.Series) -> None:
-    """Writes what the marks mean and, where pre-training text grows, where it is as long as the LM's own."""
-    dashed = "in brackets: their perplexity" if base.nunique() > 1 else f"perplexity {base.iloc[0]:.0f}"
-    marks = f"mark = mean over {span(curve['n_seeds'])} seeds, bar = 95 % interval; dashed: random vectors, {dashed}"
-    ax.set_title("\n".join(textwrap.wrap(marks, 80)), loc="left", color="0.25")
-    ax.axhline(0, color="0.4", linestyle="--", linewidth=1, zorder=0)
+    sources = zip(curve.groupby("source", sort=False), cycle(CURVES))
+    draw_curves(ax, {source: (source, look, rows[["tokens", *EFFECT]]) for (source, rows), look in sources})
+    several = base.nunique() > 1
+    log_axis(ax, {n: short(n) + f"\n({value:.0f})" * several for n, value in base.items()})
+    ax.axhline(0, **DASHED)
     if curve["along"].iloc[0] == "pretrain_tokens":
         own = curve["lm_tokens"].iloc[0]
         ax.axvline(own, color="0.7", linewidth=1, zorder=0)
-        note = {"xytext": (4, 4), "textcoords": "offset points", "color": "0.25"}
-        ax.annotate("as long as\nthe LM's own text", (own, ax.get_ylim()[0]), **note)
+        place = {"xytext": (4, 4), "textcoords": "offset points", "xycoords": ax.get_xaxis_transform()}
+        ax.annotate("as long as\nthe LM's own text", (own, 0), color=NOTE, **place)
+    dashed = "in brackets: their perplexity" if several else f"perplexity {base.iloc[0]:.0f}"
+    marks = f"mark: mean over {span(curve['n_seeds'])} seeds, bar: 95 % interval"
+    ax.set_xlabel(f"tokens of {TEXTS[curve['along'].iloc[0]]}\n{marks}\ndashed: random vectors, {dashed}")
+    ax.set_ylabel("effect on perplexity (%)")
+    name_ends(ax)
+    return ax
 
 
 def short(n: int) -> str:

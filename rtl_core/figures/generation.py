@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import FONT_SIZES
+from rtl_core.figures.style import COLOURS, DASHED, NOTE, name_rows, panels
 from rtl_core.storage import StudyError
 
-SURE, OPEN, CHANCE = "#0072B2", "0.45", "#D55E00"
+SURE, OPEN, CHANCE = COLOURS[0], "0.45", COLOURS[1]
 
 
 def plot_generation(table: pd.DataFrame):
@@ -16,16 +16,11 @@ def plot_generation(table: pd.DataFrame):
     baseline, the bar, does not hold zero.
     Raises: StudyError for several openings.
     """
-    import matplotlib.pyplot as plt
-
     bands, arms = _bands(table), list(dict.fromkeys(table["arm"]))
-    scale = plt.rcParams["font.size"] / FONT_SIZES["page"]
-    size = (9.0 * scale, (1.5 + 0.26 * len(arms)) * scale)
-    settings = {"figsize": size, "layout": "constrained", "sharey": True, "sharex": True, "squeeze": False}
-    figure, axes = plt.subplots(1, len(bands), **settings)
-    for ax, ((start, end), rows) in zip(axes[0], bands):
+    axes = panels(9.0, 1.5 + 0.26 * len(arms), 1, len(bands), sharex=True, sharey=True)[0]
+    for ax, ((start, end), rows) in zip(axes, bands):
         base, chance = (100 * value for value in _levels(rows))
-        ax.axvline(base, color="0.4", linestyle="--", linewidth=1, zorder=0)
+        ax.axvline(base, **DASHED)
         ax.axvline(chance, color=CHANCE, linestyle=":", linewidth=1.2, zorder=0)
         for place, (_, row) in enumerate(rows.iterrows()):
             sure = row["low"] > 0 or row["high"] < 0
@@ -34,19 +29,15 @@ def plot_generation(table: pd.DataFrame):
             if row["role"] != "baseline":
                 ax.plot(ends, [place, place], color=colour, lw=1.2)
             ax.plot(100 * row["sampled"], place, "o", ms=5, color=colour, mfc=colour if sure else "w")
-        ax.set_title(
-            f"tokens {start} to {end}\nreal text {rows['real'].mean():.0%}", loc="left", color="0.25"
-        )
-    axes[0][0].set_yticks(range(len(arms)), arms)
-    axes[0][0].set_ylim(len(arms) - 0.5, -0.5)
-    opening = table["opening"].iloc[0]
-    figure.supxlabel(
-        f"texts whose domain is recognised (%), after an opening of {opening} tokens\n"
+        ax.set_title(f"tokens {start} to {end}\nreal text {rows['real'].mean():.0%}", loc="left", color=NOTE)
+        name_rows(ax, arms)
+    axes[0].figure.supxlabel(
+        f"texts whose domain is recognised (%), after an opening of {table['opening'].iloc[0]} tokens\n"
         f"dashed: baseline; dotted: by chance; bar: 95 % interval of the difference from the baseline, "
         f"{table['n_seeds'].max()} seeds and documents",
-        fontsize=plt.rcParams["font.size"],
+        fontsize=axes[0].title.get_fontsize(),
     )
-    return axes[0]
+    return axes
 
 
 def describe_generation(table: pd.DataFrame) -> str:

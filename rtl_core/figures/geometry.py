@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import new_axes, span
+from rtl_core.figures.style import BESIDE, DASHED, STYLES, colour_table, name_rows, new_axes, span
 from rtl_core.storage import unknown
 
 TITLES = {
@@ -20,13 +20,13 @@ TITLES = {
     "rare-words": "Rare Words (ρ)",
     "google-analogies": "Google analogies (share solved)",
 }
-# of each table: mark, colour of okabe_ito, name
+# of each table: colour, mark, name
 TABLES = {
-    "pretrained": ("o", "#0072B2", "pre-trained"),
-    "finetuned": ("s", "#D55E00", "fine-tuned"),
-    "permuted": ("x", "0.4", "words permuted"),
+    "pretrained": (*STYLES[0], "pre-trained"),
+    "finetuned": (*STYLES[1], "fine-tuned"),
+    "permuted": (BESIDE[0], "x", "words permuted"),
 }
-OVER = {"all": ("o", "#0072B2", "all arms"), "sources": ("s", "#D55E00", "pre-trained sources alone")}
+OVER = {"all": (*STYLES[0], "all arms"), "sources": (*STYLES[1], "pre-trained sources alone")}
 
 
 def plot_measure(summary: pd.DataFrame, measure: str, *, ax=None):
@@ -36,11 +36,8 @@ def plot_measure(summary: pd.DataFrame, measure: str, *, ax=None):
     """
     rows = _of_measure(summary, measure).set_index("arm")
     chance = summary.loc[summary["measure"] == f"{measure}_chance", "mean"].mean()
-    series = [
-        (*look, own["mean"], own)
-        for table, look in TABLES.items()
-        if len(own := rows[rows["table"] == table])
-    ]
+    tables = ((look, rows[rows["table"] == table]) for table, look in TABLES.items())
+    series = [(*look, own["mean"], own) for look, own in tables if len(own)]
     ax = _dots(ax, list(rows.index.unique()), series, 0 if np.isnan(chance) else chance)
     dashed = "" if np.isnan(chance) else f"; dashed: chance, {chance:.2f}"
     ax.set_xlabel(f"{TITLES.get(measure, measure)}{_pairs(rows)}{dashed}\n{_means(rows)}")
@@ -77,15 +74,8 @@ def plot_between(pairs: pd.DataFrame, *, ax=None):
     n = len(square)
     ax = new_axes(0.75 * n + 3) if ax is None else ax
     shown = square.where(np.tri(n, k=-1, dtype=bool)).iloc[1:, :-1]  # each pair once
-    ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(shown.to_numpy()):
-        if not np.isnan(value):
-            colour = "white" if value > 0.6 else "black"
-            ax.text(column, row, round(100 * abs(value)), ha="center", va="center", color=colour)
-    ax.set_yticks(range(n - 1), shown.index)
-    ax.set_xticks(range(n - 1), shown.columns, rotation=90)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    text = lambda value: "" if np.isnan(value) else str(round(100 * abs(value)))  # noqa: E731
+    colour_table(ax, shown, text, cmap="Blues", vmin=0, vmax=1)
     note = f"linear CKA × 100, of the words\ncommon to both tables.\n{_control(pairs)}."
     ax.text(0.99, 0.99, note.replace(" permuted", "\npermuted"), transform=ax.transAxes, ha="right", va="top")
     return ax
@@ -107,9 +97,9 @@ def plot_correlations(frame: pd.DataFrame, *, ax=None):
     """Returns the Axes of the rank correlation of every measure with the gain (`analysis.intrinsic.correlations`)."""
     rows = frame.assign(title=frame["measure"].map(TITLES)).set_index("title")
     series = []
-    for over, (mark, colour, name) in OVER.items():
+    for over, (*look, name) in OVER.items():
         if len(own := rows[rows["over"] == over]):
-            series.append((mark, colour, f"{name} ({span(own['n_arms'])})", own["rho"], own))
+            series.append((*look, f"{name} ({span(own['n_arms'])})", own["rho"], own))
     names = [title for title in TITLES.values() if title in rows.index]
     ax = _dots(ax, names, series, 0)
     ax.set(xlim=(-1.02, 1.02), xticks=[-1, -0.5, 0, 0.5, 1])
@@ -145,18 +135,16 @@ def _of_measure(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
 def _dots(ax, names: list[str], series: list[tuple], zero: float):
     """Returns Axes with a row for each name and in it a mark and an interval for each series; dashed: `zero`.
 
-    A series is mark, colour, label, values and the frame of their low and high, both by name.
+    A series is colour, mark, label, values and the frame of their low and high, both by name.
     """
     ax = new_axes(0.9 * len(names)) if ax is None else ax
-    for step, (mark, colour, label, values, ends) in enumerate(series):
+    for step, (colour, mark, label, values, ends) in enumerate(series):
         places = np.arange(len(names)) + 0.66 / len(series) * (step - (len(series) - 1) / 2)
         values, ends = values.reindex(names), ends.reindex(names)
         ax.hlines(places, ends["low"], ends["high"], color=colour, lw=1.5, alpha=0.6)
         ax.plot(values, places, mark, color=colour, ms=5, label=label)
-    ax.axvline(zero, color="0.6", linestyle="--", linewidth=1, zorder=0)
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
+    ax.axvline(zero, **DASHED)
+    name_rows(ax, names)
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series), frameon=False)
     return ax
 

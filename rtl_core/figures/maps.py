@@ -5,23 +5,15 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import FONT_SIZES, new_axes
+from rtl_core.figures.style import COLOURS, GREY, NOTE, PALE, STYLES, new_axes, panels
 from rtl_core.maps import quality
 from rtl_core.storage import StudyError
 
-# of okabe_ito, and a mark each: the domains with most words; the others are grey
-STYLES = tuple(zip(("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"), "osD^vP"))
-GREY, PALE = "0.55", "0.85"
 # where a name may stand, in letter heights from its place; a letter's mean width in its height
 SIDES = tuple((x, y) for y in (0.3, -0.9, 1.4, -2.1, 2.6, -3.3, 3.8) for x in (0.45, -0.45, 2, -2))
 LETTER = 0.62
-LEADER = {
-    "arrowstyle": "-",
-    "lw": 0.6,
-    "color": "0.4",
-    "shrinkA": 0,
-    "shrinkB": 2,
-}  # from a place to a far name
+# from a place to a far name
+LEADER = {"arrowstyle": "-", "lw": 0.6, "color": "0.4", "shrinkA": 0, "shrinkB": 2}
 FEW = 50  # words that may all be large and named
 MANY = 1000  # words whose marks have hard edges: blurred ones make a file of more than twice the size
 
@@ -46,7 +38,7 @@ def plot_map(maps: pd.DataFrame, *, words: Iterable[str] | None = None, ax=None)
         ax.set(xlabel="first principal component", ylabel="second principal component")
     else:
         _without_axes(ax)
-    ax.set_title(_small_print(numbers.iloc[0]), loc="left", color="0.25")
+    ax.set_title(_small_print(numbers.iloc[0]), loc="left", color=NOTE)
     return ax
 
 
@@ -68,13 +60,10 @@ def plot_maps(maps: pd.DataFrame, *, words: Iterable[str] = ()):
     `words` named.
     Raises: StudyError when the maps have lost their numbers.
     """
-    import matplotlib.pyplot as plt
-
     numbers, groups, words = quality(maps), coloured_domains(maps), tuple(words)
     columns = min(len(numbers), 3)
-    rows, scale = -(-len(numbers) // columns), plt.rcParams["font.size"] / FONT_SIZES["page"]
-    size = (2.9 * columns * scale, (3.35 * rows + 0.5) * scale)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    rows = -(-len(numbers) // columns)
+    axes = panels(2.9 * columns, 3.35 * rows + 0.5, rows, columns)
     for ax in axes.flat[len(numbers) :]:
         ax.set_axis_off()
     for ax, (source, row) in zip(axes.flat, numbers.iterrows()):
@@ -83,8 +72,8 @@ def plot_maps(maps: pd.DataFrame, *, words: Iterable[str] = ()):
         _name(ax, chosen, words)
         _without_axes(ax)
         ax.set_title(f"{source}\n\n", loc="left", weight="bold")
-        ax.text(0, 1.02, _small_print(row, lines=True), transform=ax.transAxes, color="0.25")
-    _key(figure, axes.flat[0], loc="outside lower center", ncols=4)
+        ax.text(0, 1.02, _small_print(row, lines=True), transform=ax.transAxes, color=NOTE)
+    _key(axes.flat[0].figure, axes.flat[0], loc="outside lower center", ncols=4)
     return axes
 
 
@@ -120,11 +109,11 @@ def plot_moves(maps: pd.DataFrame, words: Iterable[str], *, ax=None):
     ax.plot(some["x"], some["y"], ".", color=PALE, ms=3, rasterized=True)
     start, end = (part.set_index("word").loc[words, ["x", "y"]] for part in (first, second))
     for word in start.index:
-        ax.annotate("", end.loc[word], start.loc[word], arrowprops={"arrowstyle": "->", "color": "#0072B2"})
+        ax.annotate("", end.loc[word], start.loc[word], arrowprops={"arrowstyle": "->", "color": COLOURS[0]})
     _name(ax, first, words)
     _without_axes(ax)
     numbers = (f"{source}: {_small_print(row)}" for source, row in quality(maps).iterrows())
-    ax.set_title("\n".join([_moves(first, second), *numbers]), loc="left", color="0.25")
+    ax.set_title("\n".join([_moves(first, second), *numbers]), loc="left", color=NOTE)
     return ax
 
 
@@ -177,7 +166,7 @@ def _points(ax, maps: pd.DataFrame, groups: list[str]) -> None:
     parts.append(("of another domain", ~np.isin(domain, [*groups, ""]), GREY, "o"))
     parts += [(name, domain == name, *of_group) for name, of_group in zip(groups, STYLES)]
     settings = {"linewidths": 0, "rasterized": not few, "antialiased": len(maps) <= MANY}
-    for label, chosen, colour, mark in parts if groups else [(None, domain == "", STYLES[0][0], "o")]:
+    for label, chosen, colour, mark in parts if groups else [(None, domain == "", COLOURS[0], "o")]:
         if chosen.any():
             places = maps.loc[chosen, "x"], maps.loc[chosen, "y"], sizes[chosen]
             ax.scatter(*places, colour, marker=mark, label=label, **settings)

@@ -6,14 +6,16 @@ import numpy as np
 import pandas as pd
 
 from rtl_core.catalogue import base_of
-from rtl_core.figures.style import new_axes, span
+from rtl_core.figures.style import DASHED, NOTE, STYLES, name_rows, new_axes, span
 from rtl_core.results import ARM_FIELDS
 from rtl_core.storage import StudyError
 from rtl_core.tables import GROUP, caption, effect_text, labels
 
 SEEDS, MEAN, INTERVAL = "seeds", "mean", "interval"  # the gid of what is drawn for each row
 CONTEXT = "document"
-LABEL = 36  # letters of an arm's name in a line, so that long names leave room to the dots
+BOUND = "0.35", "D"
+SPREAD = 0.15  # of a row, between the first and the last seed and the middle, so that none hides another
+LABEL = 40  # letters of an arm's name in a line, so that long names leave room to the dots
 
 
 def plot_perplexity(table: pd.DataFrame, *, ax=None):
@@ -23,7 +25,7 @@ def plot_perplexity(table: pd.DataFrame, *, ax=None):
     """
     base = _baseline(table)
     names = [textwrap.wrap(name, LABEL, break_on_hyphens=False) for name in labels(table)]
-    height = max(1, max(map(len, names)) / 2)  # two lines fit into a row
+    height = max(0.75, max(map(len, names)) / 2)  # two lines fit into a row of 1
     ax = new_axes(len(table) * height) if ax is None else ax
     low, high = _range(table, base)
     side = ax.get_yaxis_transform()  # x in parts of the axis, y in rows
@@ -36,13 +38,11 @@ def plot_perplexity(table: pd.DataFrame, *, ax=None):
         else:
             _draw_row(ax, place, row, base)
         ax.text(1.03, place, effect_text(row), transform=side, va="center_baseline")
-    ax.axvline(base, color="0.4", linestyle="--", linewidth=1, zorder=0)
+    ax.axvline(base, **DASHED)
     ax.axhline((table["role"] != "bound").sum() - 0.5, color="0.8", linewidth=0.8, zorder=0)
-    ax.set(xlim=(low, high), ylim=(len(table) - 0.4, -0.6))
-    ax.set_yticks(range(len(table)), list(map("\n".join, names)))
-    ax.tick_params(axis="y", length=0)
+    name_rows(ax, list(map("\n".join, names)))
+    ax.set_xlim(low, high)
     ax.locator_params(axis="x", nbins=6)
-    ax.set_xlabel(f"test perplexity, context {CONTEXT} (lower is better)")
     _small_print(ax, table, base)
     return ax
 
@@ -128,35 +128,34 @@ def _range(table: pd.DataFrame, base: float) -> tuple[float, float]:
 
 def _draw_row(ax, place: int, row, base: float) -> None:
     bound, frozen = row["role"] == "bound", row["input_mode"] == "frozen"
-    colour = "0.35" if bound else "#D55E00" if frozen else "#0072B2"  # of okabe_ito; shapes say the same
-    marker = "D" if bound else "s" if frozen else "o"
-    control = row["source"] != base_of(
-        row["source"]
-    )  # hollow; other marks get a white rim, so that they stay apart
-    face, rim = ("white", colour) if control else (colour, "white")
+    colour, mark = BOUND if bound else STYLES[frozen]
     if not pd.isna(row["low_percent"]) and not bound:
         ends = [base * (1 + row[name] / 100) for name in ("low_percent", "high_percent")]
         ax.plot(ends, [place] * 2, color=colour, alpha=0.25, lw=7, solid_capstyle="butt", gid=INTERVAL)
-    ax.plot([row["perplexity"]], [place], "|", color=colour, markersize=15, markeredgewidth=2, gid=MEAN)
-    spread = np.linspace(-0.13, 0.13, len(row["seeds"])) if len(row["seeds"]) > 1 else 0  # none hides another
-    ax.plot(row["seeds"], place + spread, marker, mfc=face, mec=rim, ms=5.5, gid=SEEDS)
+    draw_seeds(ax, place, row, colour, mark, row["source"] != base_of(row["source"]))
+
+
+def draw_seeds(ax, place: int, row, colour: str, mark: str, hollow: bool) -> None:
+    """Draws an arm's mean as a bar and its seeds as marks: hollow, or with a white rim, so that they stay apart."""
+    ax.plot([row["perplexity"]], [place], "|", color=colour, ms=16, mew=2, gid=MEAN)
+    spread = np.linspace(-SPREAD, SPREAD, len(row["seeds"])) if len(row["seeds"]) > 1 else 0
+    face, rim = ("white", colour) if hollow else (colour, "white")
+    ax.plot(row["seeds"], place + spread, mark, mfc=face, mec=rim, ms=5.5, gid=SEEDS)
 
 
 def _small_print(ax, table: pd.DataFrame, base: float) -> None:
     """Writes what the marks mean, the heading of the effects and the settings, around the axes."""
     arms = table[table["role"] != "bound"]
     intervals = bool(arms["low_percent"].notna().any())
-    grey = {"color": "0.25", "va": "bottom"}
+    grey = {"color": NOTE, "va": "bottom"}
     towards_middle = "right" if base > sum(ax.get_xlim()) / 2 else "left"
     ax.text(base, -0.75, f"baseline {base:.1f}", ha=towards_middle, **grey)
     heading = "difference from baseline" + "\n(95 % interval)" * intervals
     ax.text(1.03, -0.75, heading, transform=ax.get_yaxis_transform(), **grey)
-    marks = "dots = seeds, bar = mean, " + (
-        "band = 95 % interval of the difference" if intervals else "one seed: no interval"
+    marks = "dots: seeds, bar: mean, " + (
+        "band: 95 % interval of the difference" if intervals else "one seed: no interval"
     )
     n_seeds = span(arms["n_seeds"])
     seeds = f"{n_seeds} seed{'s' if n_seeds != '1' else ''} an arm"
-    lines = [line for text in (marks, f"{caption(table)}; {seeds}") for line in textwrap.wrap(text, 80)]
-    below = (0, -4 * ax.xaxis.label.get_size())  # points: under the ticks and the label of the axis
-    middle = {"ha": "center", "va": "top", "color": "0.25"}
-    ax.annotate("\n".join(lines), (0.5, 0), below, "axes fraction", "offset points", **middle)
+    lines = [f"test perplexity, context {CONTEXT} (lower is better)", marks]
+    ax.set_xlabel("\n".join([*lines, *textwrap.wrap(f"{caption(table)}; {seeds}", 80)]))

@@ -1,70 +1,52 @@
 """Where the gain sits: the effect of arms slice by slice, as intervals for a few arms, as colour for all."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 
-from rtl_core.figures.style import COLOURS, new_axes
+from rtl_core.figures.style import DASHED, NOTE, STYLES, colour_table, new_axes
 from rtl_core.storage import StudyError
 from rtl_core.tables import change_text
 
-MARKS = (*zip(COLOURS, "os^D"), ("0.35", "v"))
-AT_ONCE = len(MARKS)
 BEYOND = 0.35  # of the range of the effects, by which an interval may stretch the axis
 STRONG = 30  # per cent, from which the colour is full
+LETTERS = 16  # of a slice's name in a line
 
 
 def plot_slices(effects: pd.DataFrame, *, ax=None):
     """Returns the Axes of effects by slice with 95 % intervals, one mark an arm, a block of rows a slicing.
 
-    `effects`: of `significance.slice_effects`. Raises: StudyError for more than five arms.
+    `effects`: of `significance.slice_effects`. Raises: StudyError for more than six arms.
     """
     arms = list(dict.fromkeys(effects["arm"]))
-    if not 0 < len(arms) <= AT_ONCE:
-        raise StudyError(f"{len(arms)} arms do not fit into one figure of slices; choose 1 to {AT_ONCE}.")
+    if not 0 < len(arms) <= len(STYLES):
+        raise StudyError(f"{len(arms)} arms do not fit into one figure of slices; choose 1 to {len(STYLES)}.")
     places = _places(effects)
-    ax = new_axes((0.45 + 0.14 * len(arms)) * max(places.values()) + 2) if ax is None else ax
-    offsets = np.linspace(-0.3, 0.3, len(arms)) if len(arms) > 1 else [0]
-    ends = _axis(ax, effects)
-    for arm, offset, (colour, marker) in zip(arms, offsets, MARKS):
+    ax = new_axes((0.36 + 0.14 * len(arms)) * max(places.values()) + 2) if ax is None else ax
+    for arm, offset, (colour, mark) in zip(arms, np.linspace(-0.45, 0.45, len(arms) + 2)[1:-1], STYLES):
         rows = effects[effects["arm"] == arm]
         y = [places[key] + offset for key in zip(rows["slicing"], rows["slice"])]
-        ax.hlines(
-            y,
-            rows["low_percent"].clip(*ends),
-            rows["high_percent"].clip(*ends),
-            color=colour,
-            lw=1.6,
-            alpha=0.6,
-        )
-        ax.plot(
-            rows["effect_percent"].clip(*ends),
-            y,
-            marker,
-            color=colour,
-            mec="white",
-            ms=5.5,
-            label=arm,
-            clip_on=False,
-        )
+        ax.hlines(y, rows["low_percent"], rows["high_percent"], color=colour, lw=1.6, alpha=0.6)
+        ax.plot(rows["effect_percent"], y, mark, color=colour, mec="white", ms=5.5, label=arm, clip_on=False)
     _name_rows(ax, effects, places)
-    ax.axvline(0, color="0.4", lw=1, ls="--", zorder=0)
+    ax.axvline(0, **DASHED)
     ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2, frameon=False)
-    ax.set_xlabel("change of perplexity against the baseline, % (below zero: better)\nbar = 95 % interval; "
-                  "right: share of all tokens", color="0.15")  # fmt: skip
+    ax.set_xlabel(
+        "change of perplexity against the baseline, % (below zero: better)\n"
+        f"bar: 95 % interval{', cut at the edge' * _cut(ax, effects)}; right: share of all tokens"
+    )
     return ax
 
 
-def _axis(ax, effects: pd.DataFrame) -> tuple[float, float]:
-    """Sets the range of the axis by the effects, so that no wide interval squeezes all others; returns it."""
-    seen = [min(effects["effect_percent"].min(), 0), max(effects["effect_percent"].max(), 0)]
-    margin = BEYOND * (seen[1] - seen[0]) or 1.0
-    ends = (
-        max(seen[0] - margin, effects["low_percent"].min()),
-        min(seen[1] + margin, effects["high_percent"].max()),
-    )
-    ends = np.nan_to_num(ends[0], nan=seen[0] - margin), np.nan_to_num(ends[1], nan=seen[1] + margin)
-    ax.set_xlim(*ends)
-    return ends
+def _cut(ax, effects: pd.DataFrame) -> bool:
+    """Sets the axis by the effects, so that no wide interval squeezes all others; returns whether it cuts one."""
+    effect, low, high = (effects[f"{name}_percent"] for name in ("effect", "low", "high"))
+    least, most = min(effect.min(), 0), max(effect.max(), 0)
+    margin = BEYOND * (most - least) or 1.0
+    ends = least - margin, most + margin
+    ax.set_xlim(max(ends[0], min(least, low.min())), min(ends[1], max(most, high.max())))
+    return bool(low.min() < ends[0] or high.max() > ends[1])
 
 
 def _places(effects: pd.DataFrame) -> dict[tuple, float]:
@@ -85,12 +67,11 @@ def _name_rows(ax, effects: pd.DataFrame, places: dict) -> None:
     for slicing, part in effects.groupby("slicing", sort=False):
         top = min(place for (of, _), place in places.items() if of == slicing)
         side = ax.get_yaxis_transform()
-        ax.text(0, top - 0.85, slicing, transform=side, weight="bold", va="center", ha="left")
+        ax.text(0.01, top - 0.85, slicing, transform=side, weight="bold", va="center")
         ax.axhline(top - 0.5, color="0.85", lw=0.8, zorder=0)
         for name, share in part.groupby("slice", sort=False)["share"].first().items():
-            ax.text(
-                1.01, places[slicing, name], f"{100 * share:.1f} %", transform=side, va="center", color="0.25"
-            )
+            right = {"transform": side, "va": "center", "color": NOTE}
+            ax.text(1.01, places[slicing, name], f"{100 * share:.1f} %", **right)
 
 
 def describe_slices(effects: pd.DataFrame) -> str:
@@ -121,28 +102,24 @@ def plot_slice_table(effects: pd.DataFrame, *, ax=None):
     """Returns the Axes of effects as colour and number: an arm a row, a slice a column, a block a slicing."""
     table, p_holm = _wide(effects, "effect_percent"), _wide(effects, "p_holm")
     sure = (_wide(effects, "high_percent") < 0) | (_wide(effects, "low_percent") > 0)
-    ax = new_axes(0.9 * len(table) + 5) if ax is None else ax
-    image = ax.imshow(table, cmap="PuOr", vmin=-STRONG, vmax=STRONG, aspect="auto")
-    for (i, j), value in np.ndenumerate(table.to_numpy()):
-        dark, known = abs(value) > 0.7 * STRONG, sure.iloc[i, j]
-        look = {"color": "white" if dark else "black" if known else "0.35"}
-        look |= {"weight": "bold" if p_holm.iloc[i, j] < 0.05 else None, "style": None if known else "italic"}
-        ax.text(j, i, f"{round(value)}".replace("-", "−"), ha="center", va="center", **look)
-    blocks = table.columns.get_level_values(0)
+    ax = new_axes(0.75 * len(table) + 3) if ax is None else ax
+    bold, italic = {"weight": "bold"}, {"style": "italic"}
+    colour_table(
+        ax, table, lambda value: f"{round(value)}".replace("-", "−"),
+        lambda i, j: (bold if p_holm.iloc[i, j] < 0.05 else {}) | ({} if sure.iloc[i, j] else italic),
+        cmap="PuOr", vmin=-STRONG, vmax=STRONG,
+    )  # fmt: skip
+    blocks, names = (table.columns.get_level_values(level) for level in (0, 1))
+    ax.set_xticks(range(len(names)), [textwrap.fill(name, LETTERS) for name in names])
     for slicing in dict.fromkeys(blocks):
         at = np.flatnonzero(blocks == slicing)
         if at[0]:
             ax.axvline(at[0] - 0.5, color="white", lw=5)
         ax.text(at.mean(), -0.7, slicing, ha="center", va="bottom", weight="bold")
-    ax.set_yticks(range(len(table)), table.index)
-    ax.set_xticks(range(len(blocks)), table.columns.get_level_values(1), rotation=90)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.figure.colorbar(image, label="change of perplexity, %", extend="both", shrink=0.4, aspect=25)
     ax.set_xlabel(
-        "grey italics: the 95 % interval contains zero; bold: told apart from it after\n"
-        "Holm's correction for all arms and slices of a block",
-        color="0.25",
+        f"number and colour (full from {STRONG} on): change of perplexity, %\n"
+        "italics: the 95 % interval contains zero; bold: told apart from it after\n"
+        "Holm's correction for all arms and slices of a block"
     )
     return ax
 

@@ -1,16 +1,27 @@
 """Figures of a language with known limits: the arms between the limits, and what is gained as domains overlap."""
 
-import numpy as np
+from itertools import cycle
+
 import pandas as pd
 
 from rtl_core.catalogue import base_of
-from rtl_core.figures.style import COLOURS, new_axes, span
+from rtl_core.figures.perplexity import draw_seeds
+from rtl_core.figures.style import (
+    BESIDE,
+    COLOURS,
+    CURVES,
+    NOTE,
+    draw_curves,
+    name_ends,
+    name_rows,
+    new_axes,
+    span,
+)
 from rtl_core.storage import StudyError
 from rtl_core.tables import change_text
 
 CLOSEST = 0.03  # limits nearer to a drawn one, in parts of the axis, are left out
-APART = 0.008  # so that intervals do not hide each other
-MARKS = ("o", "s", "^", "D")
+BEST = "the best there can be"
 KNOWS = {"known": "told the type", "inferred": "infers the type", "unigram": "counts words"}
 
 
@@ -38,18 +49,13 @@ def plot_limits(frame: pd.DataFrame, *, ax=None):
         style = ("0.35", "-") if name in KNOWS else ("0.7", "--")
         ax.axvline(value, color=style[0], linestyle=style[1], lw=1, zorder=0)
         label = f"{words(name)}: {value:.0f}"
-        ax.annotate(label, (value, 1), xycoords=ax.get_xaxis_transform(), color="0.25", **above)
+        ax.annotate(label, (value, 1), xycoords=ax.get_xaxis_transform(), color=NOTE, **above)
     for place, (_, row) in enumerate(arms.iterrows()):
-        face = "#0072B2" if base_of(row["name"]) == row["name"] else "white"
-        spread = np.linspace(-0.12, 0.12, len(row["seeds"])) if len(row["seeds"]) > 1 else 0
-        ax.plot(row["seeds"], place + spread, "o", mec="#0072B2", mfc=face, ms=5)
-        ax.plot([row["perplexity"]], [place], "|", color="#0072B2", ms=15, mew=2)
+        draw_seeds(ax, place, row, COLOURS[0], "o", base_of(row["name"]) != row["name"])
         ax.text(1.02, place, _above(row), transform=ax.get_yaxis_transform(), va="center")
-    ax.set_yticks(range(len(arms)), arms["name"])
-    ax.set(xlim=(1.04 * low - 0.04 * high, 1.04 * high - 0.04 * low), ylim=(len(arms) - 0.5, -0.5))
-    ax.tick_params(axis="y", length=0)
+    name_rows(ax, arms["name"])
+    ax.set_xlim(1.04 * low - 0.04 * high, 1.04 * high - 0.04 * low)
     ax.locator_params(axis="x", nbins=6)
-    ax.set_xlabel("test perplexity, context document (lower is better)")
     _small_print(ax, arms, limits["unigram"])
     return ax
 
@@ -81,30 +87,23 @@ def plot_overlap(frame: pd.DataFrame, *, ax=None):
     A bar is a 95 % interval; the dashed line is the best model that infers the type: all that there is to gain.
     """
     ax = new_axes(8) if ax is None else ax
-    effects, ends = _effects(frame), {}
-    for place, (name, rows) in enumerate(effects.groupby("name", sort=False)):
-        best = name == "inferred"
-        colour, mark = ("0.35", "--") if best else (COLOURS[place % 4], f"{MARKS[place % 4]}-")
-        x = rows["overlap"] + (0 if best else APART * (place - 1))
-        ax.plot(x, rows["effect"], mark, color=colour, ms=5, gid=name)
-        ax.vlines(x, rows["effect_low"], rows["effect_high"], color=colour, lw=1.5)
-        ends["the best there can be" if best else name] = rows["effect"].iloc[-1], colour
-    at, last, gap = effects["overlap"].max(), -np.inf, 0.07 * np.ptp(effects["effect"])
-    for name, (value, colour) in sorted(ends.items(), key=lambda end: end[1][0]):
-        last = max(value, last + gap)  # one above the other where lines end together
-        ax.text(at + 0.03, last, name, color=colour, va="center")
+    effects, looks, curves = _effects(frame), cycle(CURVES), {}
+    for name, rows in effects.groupby("name", sort=False):
+        label, look = (BEST, (BESIDE[0], "--")) if name == "inferred" else (name, next(looks))
+        columns = ["overlap", "effect", "effect_low", "effect_high"]
+        curves[name] = label, look, rows[columns[:2] if name == "inferred" else columns]
+    draw_curves(ax, curves)
     ax.axhline(0, color="0.6", linewidth=1, zorder=0)
     base = frame[frame["kind"] == "baseline"]
     ax.set_xticks(
         base["overlap"], [f"{x:g}\nrandom {p:.0f}" for x, p in base[["overlap", "perplexity"]].to_numpy()]
     )
-    ax.set_xlim(-0.05, at + 0.35)
-    ax.spines["bottom"].set_bounds(-0.05, at + 0.02)
-    interval = "bar = 95 % interval" if effects["effect_low"].notna().any() else "no interval"
+    interval = "bar: 95 % interval" if effects["effect_low"].notna().any() else "no interval"
     ax.set_xlabel(
         f"overlap of the domains' words; perplexity of random vectors\nseeds: {span(base['n_seeds'])}; {interval}"
     )
     ax.set_ylabel("effect on perplexity\nagainst random (%)")
+    name_ends(ax)
     return ax
 
 
@@ -112,7 +111,7 @@ def describe_overlap(frame: pd.DataFrame) -> str:
     """Returns the figure of `plot_overlap` in words, computed from its numbers."""
     effects = _effects(frame)
     lines = "; ".join(
-        f"{name.replace('inferred', 'the best there can be')} "
+        f"{name.replace('inferred', BEST)} "
         + ", ".join(f"{value:+.1f} % at {x:g}" for x, value in rows.set_index("overlap")["effect"].items())
         for name, rows in effects.groupby("name", sort=False)
     )
@@ -152,17 +151,14 @@ def _above(row) -> str:
 
 def _small_print(ax, arms: pd.DataFrame, unigram: float) -> None:
     """Writes what lines and marks mean, and the headings of the limits and of the numbers, around the axes."""
-    grey = {"color": "0.25", "va": "bottom", "transform": ax.transAxes}
+    grey = {"color": NOTE, "va": "bottom", "transform": ax.transAxes}
     ax.text(-0.03, 1.03, "The best model\nthere can be:", ha="right", **grey)
     single = bool(arms["above_low"].isna().all())
     ax.text(1.02, 1.03, "above the one\nthat infers" + "\n(95 % interval)" * (not single), **grey)
-    note = (
-        f"dots = seeds, bar = mean, hollow = control; the best that only counts words: {unigram:.0f}\n"
-        f"{arms['corpus'].iloc[0]}{'; one seed: no interval' * single}"
+    ax.set_xlabel(
+        "test perplexity, context document (lower is better)\ndots: seeds, bar: mean, hollow: control; the best that "
+        f"only counts words: {unigram:.0f}\n{arms['corpus'].iloc[0]}{'; one seed: no interval' * single}"
     )
-    below = (0, -4 * ax.xaxis.label.get_size())  # points: under the ticks and the label of the axis
-    middle = {"ha": "center", "va": "top", "color": "0.25"}
-    ax.annotate(note, (0.5, 0), below, "axes fraction", "offset points", **middle)
 
 
 def _effects(frame: pd.DataFrame) -> pd.DataFrame:
