@@ -85,7 +85,7 @@ def _shown(value) -> str:
         return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{name}: {_shown(each)}' for name, each in value.items())}}}"
-    return f"{value:.4g}"
+    return str(value) if isinstance(value, str) else f"{value:.4g}"
 
 
 def choice(answer: str, right: str, *, why: str, reasons: dict[str, str]) -> Verdict:
@@ -381,12 +381,21 @@ def check_longer_box(answer):
     return number(answer, 1, why=why, misses={2 / 3: "That is the box of section 1."})
 
 
-@exercise("sizes of 3 and 1 make 0.625.")
-def check_chance_purity(answer):
-    """Returns the verdict on notebook 12, exercise 2: the purity that labels dealt out at random have."""
-    examples = ((np.array([3, 1]),), (np.full(4, 5),), (np.array([8, 1, 1]),))
-    why = "each domain meets itself as often as it is large. One over the number of domains is less than chance."
-    return rule(answer, lambda sizes: sum(n * n for n in sizes) / sum(sizes) ** 2, examples, why=why)
+@exercise("three words of the domains 0, 0 and 1; their neighbours are the words 1, 2 and 0. One of three agrees.")
+def check_purity(answer):
+    """Returns the verdict on notebook 12, exercise 2: the share of neighbours that have the domain of their word."""
+
+    def twin(near, domains):
+        pairs = [(word, other) for word, row in enumerate(near) for other in row]
+        return sum(domains[word] == domains[other] for word, other in pairs) / len(pairs)
+
+    examples = (
+        (np.array([[1], [2], [0]]), np.array([0, 0, 1])),
+        (np.array([[1, 2], [0, 3], [3, 0], [2, 1]]), np.array([0, 0, 1, 1])),
+        (np.array([[1, 2], [0, 2], [0, 1], [0, 2]]), np.arange(4)),
+    )
+    why = "`domains[near]` has a row a word, and each row is compared with one domain: that of its word."
+    return rule(answer, twin, examples, why=why)
 
 
 # Notebook 13

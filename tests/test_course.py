@@ -34,7 +34,7 @@ PAGES = {
 LINK = re.compile(r"\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CHECK = re.compile(r"exercises\.(check_\w+)\(answer\)")
 MINUTES = re.compile(r"^\d\. \*[^*]+\((?:\d+ minutes|an hour)\)\.\*", re.M)
-WORDS_A_LINE = (3, 11)  # of prose in the sections, for each line of code
+WORDS_A_LINE = (3, 6)  # of prose in the sections, for each line of code
 
 
 def prose(book) -> str:

@@ -121,7 +121,9 @@ def limits(e: Experiment, n_words: tuple[int, ...] = N_WORDS) -> pd.DataFrame:
     Raises: StudyError when the corpus is not topicworld.
     """
     world, text = World.named(e.corpus), text_of(e)
-    key = identity(text.corpus.fingerprint, text.vocabulary.fingerprint, e.test_tokens, n_words, VERSIONS["limits"])
+    key = identity(
+        text.corpus.fingerprint, text.vocabulary.fingerprint, e.test_tokens, n_words, VERSIONS["limits"]
+    )
     path = cache_dir() / "limits" / f"{key[:16]}.parquet"
     if path.exists():
         return read_parquet(path)
@@ -243,4 +245,8 @@ def _sums(record: Record, words: str) -> pd.DataFrame:
     """Returns a record's limits by document, as found before or found now."""
     there = findings_of("limits", [record.name]).get(record.name)
     table = measure(record) if there is None else there
-    return table[table["words"] == words].set_index("document").drop(columns=["words", "record"], errors="ignore")
+    return (
+        table[table["words"] == words]
+        .set_index("document")
+        .drop(columns=["words", "record"], errors="ignore")
+    )
