@@ -13,7 +13,7 @@ from rtl_core.corpora import load_corpus
 from rtl_core.embeddings import Embeddings
 from rtl_core.storage import StudyError, project_root, read_json, unknown
 from rtl_core.studies import STUDY_SIZES
-from rtl_core.tables import effect_text, labels, markdown_rows
+from rtl_core.tables import effect_text, labels, markdown_rows, tokens_text
 from rtl_core.training import device
 
 # Followed through the notebooks: common words, words of one domain, words of several meanings.
@@ -160,7 +160,7 @@ def arms(table: pd.DataFrame) -> pd.DataFrame:
         {
             "perplexity (document)": table["perplexity"].round(1).to_numpy(),
             "effect on perplexity": [effect_text(row) for _, row in table.iterrows()],
-            "extra tokens": table["extra_tokens"].to_numpy(),
+            "extra tokens": table["extra_tokens"].map(tokens_text).to_numpy(),
         },
         index=pd.Index(labels(table), name="arm"),
     )
