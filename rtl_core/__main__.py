@@ -263,7 +263,11 @@ def _analyse(arguments) -> int:
         say(f"{len(missing)} of {len(paths)} runs are not finished and are left out, first {missing[0].stem}")
     rows = analyse((Record.load(p) for p in paths if p.exists()), arguments.only, arguments.workers)
     lines = [f"{r['analysis']:12} {r['there']} there, {r['measured']} measured now" for r in rows]
-    lines += [f"{r['analysis']} refused {name}: {why}" for r in rows for name, why in r["refused"].items()]
+    for row in rows:
+        for why in dict.fromkeys(row["refused"].values()):  # the same reason once
+            names = [name for name, reason in row["refused"].items() if reason == why]
+            more = f" and {len(names) - 1} more" * (len(names) > 1)
+            lines.append(f"{row['analysis']} refused {names[0]}{more}: {why}")
     _show(arguments, rows, "\n".join(lines))
     return int(any(r["refused"] for r in rows))
 
