@@ -9,7 +9,7 @@ from rtl_core.storage import StudyError, project_root
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0 done, 2 something to mend."""
+    """Runs one command; returns the exit code: 0 done, 2 something to mend, 130 Ctrl-C."""
     parser = argparse.ArgumentParser("course", description="The notebooks as a course.")
     parser.add_argument("command", choices=("notebooks", "site", "blank", "figures"))
     parser.add_argument("notebooks", nargs="*", type=Path, help="of notebooks: which ones (default: all)")
@@ -29,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     except StudyError as error:
         print(f"course: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("course: interrupted; what was finished is kept. Run the same command again.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import nbformat
 
+from course.files import folder, read
+from rtl_core.storage import StudyError, atomic
+
 RUBRIC = "What a good answer has"  # the folded end of an open exercise
 FOLDED = re.compile(rf"\s*<details><summary>{RUBRIC}</summary>.*?</details>", re.S)
 SOLUTIONS = re.compile(r"^.*\(solutions/.*\n?", re.M)
@@ -22,9 +25,16 @@ def blanked(notebook):
 
 
 def write(source: Path, out: Path) -> list[Path]:
-    """Writes a blank copy of each notebook in `source` into `out`; returns their paths. Other files there stay."""
-    out.mkdir(parents=True, exist_ok=True)
-    paths = sorted(source.glob("*.ipynb"))
-    for path in paths:
-        nbformat.write(blanked(nbformat.read(path, 4)), out / path.name)
-    return [out / path.name for path in paths]
+    """Writes a blank copy of each notebook in `source` into `out`; returns their paths. Other files there stay.
+
+    Raises: StudyError, before anything is written, where `out` is `source` or a notebook cannot be read.
+    """
+    copies = {out / path.name: blanked(read(path)) for path in sorted(source.glob("*.ipynb"))}
+    if copies and folder(out).samefile(source):
+        raise StudyError(
+            f"{out} holds the notebooks themselves; name another folder for the copies with --out."
+        )
+    for path, copy in copies.items():
+        with atomic(path) as temporary:
+            nbformat.write(copy, temporary)
+    return list(copies)

@@ -4,9 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+from course.files import folder, read
 from rtl_core import notebook
 from rtl_core.storage import StudyError, cache_dir, read_json, results_dir, say, write_json
 
@@ -24,8 +26,11 @@ def execute(paths: list[Path], out: Path | None = None) -> None:
     """Runs each notebook and keeps it in its place, or in the folder `out`; times.json learns what it cost.
 
     A notebook whose run made tables, models or records was timed "the first time". Raises: StudyError naming the
-    first notebook that fails; its file stays as it was.
+    first notebook that fails, its file stays as it was, or, before any is run, one that cannot be read.
     """
+    for path in paths:
+        read(path)
+        folder(out or path.parent)
     for path in paths:
         say(f"running {path.name}")
         had, held, started = _made(), _downloaded(), time.monotonic()
@@ -42,8 +47,11 @@ def _run(path: Path, out: Path) -> int:
     """Returns the peak memory in MB of the process that ran a notebook, its kernel included."""
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", *CLEAN]
     command += [str(path), "--output", path.name, "--output-dir", str(out)]
-    running = subprocess.Popen(command, env=os.environ | {"RTL_WIDGETS": "off"})
-    _, status, used = os.wait4(running.pid, 0)
+    with tempfile.TemporaryFile("w+", errors="replace") as told:  # shown at the end, and not after Ctrl-C
+        running = subprocess.Popen(command, env=os.environ | {"RTL_WIDGETS": "off"}, stderr=told)
+        _, status, used = os.wait4(running.pid, 0)
+        told.seek(0)
+        print(told.read(), end="", file=sys.stderr)
     running.returncode = os.waitstatus_to_exitcode(status)
     if running.returncode:
         raise StudyError(

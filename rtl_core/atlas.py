@@ -1,6 +1,8 @@
 """Maps to walk about in: two linked ones in JupyterLab, and files for Embedding Atlas and TensorFlow's Projector."""
 
+import csv
 import html
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,7 +37,7 @@ class Explorer:
         """Takes maps of two sources or more (`maps.word_maps`), and the tables behind them if they are at hand.
 
         With `tables`, by source, a word that is searched for is chosen together with its nearest in the original
-        spaces. Raises: StudyError for one map only, or maps without their numbers.
+        spaces. Raises: StudyError for one map only, maps without their numbers, or of different words.
         """
         numbers = quality(maps)
         self.tables = {source: table.centred() for source, table in (tables or {}).items()}
@@ -43,15 +45,25 @@ class Explorer:
         if len(self.sources) < 2:
             raise StudyError(f"one can walk from one map to another; found {self.sources}. Give two or more.")
         self.kept = numbers["recall"].to_dict()
-        self.places = {s: maps.loc[maps["source"] == s, ["x", "y"]].to_numpy(float) for s in self.sources}
         first = maps.loc[maps["source"] == self.sources[0], ["word", "domain", "count"]]
         self.words = first.astype({"word": "str", "domain": "str"}).reset_index(drop=True)
         self.rows = {word: row for row, word in enumerate(self.words["word"])}
+        self.places = {s: self._placed(maps[maps["source"] == s], s) for s in self.sources}
         self.chosen: list[str] = []
         self._draw(dict(zip(coloured_domains(maps), (colour for colour, _ in STYLES))))
         self._control()
         self._move()
         self.choose([])
+
+    def _placed(self, rows: pd.DataFrame, source: str) -> np.ndarray:
+        """Returns the places of a source's words in the order of `words`. Raises: StudyError for other words."""
+        words = list(rows["word"].astype("str"))
+        if sorted(words) != sorted(self.rows):
+            raise StudyError(
+                f"maps to walk between have the same words, each once; {source} has {len(words):,} of the "
+                f"{len(self.rows):,} of {self.sources[0]}, or others. Take both from one call of maps.word_maps."
+            )
+        return rows.set_index("word").loc[self.words["word"], ["x", "y"]].to_numpy(float)
 
     def _draw(self, colours: dict[str, str]) -> None:
         """Makes the two maps, linked."""
@@ -175,11 +187,14 @@ def _hex(colour: str) -> str:
 def write_projector(embeddings: Embeddings, words: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
     """Returns the paths of vectors.tsv and metadata.tsv, written for https://projector.tensorflow.org.
 
-    `words`: see `maps.common_words`; those without a vector are left out. Raises: StudyError when none has one.
+    `words`: see `maps.common_words`; those without a vector are left out.
+    Raises: StudyError when none has one, and for a word with a tab or line end.
     """
     words = words[[word in embeddings for word in words.index]]
     if words.empty:
         raise StudyError("none of the words has a vector; give words of the table's own vocabulary.")
+    if broken := [word for word in words.index if re.search(r"[\t\r\n]", word)]:
+        raise StudyError(f"a word in a table has no tab or line end; found {broken[:5]}. Leave these out.")
     table, paths = (
         embeddings.lookup(words.index)[0],
         tuple(Path(folder) / f"{n}.tsv" for n in ("vectors", "metadata")),
@@ -187,7 +202,7 @@ def write_projector(embeddings: Embeddings, words: pd.DataFrame, folder: Path) -
     frames = pd.DataFrame(table), words.rename_axis("word").reset_index()
     for path, frame, header in zip(paths, frames, (False, True)):
         with atomic(path) as temporary:
-            frame.to_csv(temporary, sep="\t", header=header, index=False)
+            frame.to_csv(temporary, sep="\t", header=header, index=False, quoting=csv.QUOTE_NONE)
     return paths
 
 
@@ -207,6 +222,7 @@ def open_atlas(embeddings: Embeddings, words: pd.DataFrame, method: str = "umap"
         ) from error
     maps = word_maps({"table": embeddings}, words, method, seed, control=False)
     unit = Embeddings(maps["word"], embeddings.centred().lookup(maps["word"])[0]).normalised().table
-    near = ({"ids": ids, "distances": 1 - cosines} for ids, cosines in zip(*nearest(unit, NEIGHBOURS)))
+    k = min(NEIGHBOURS, len(unit) - 1)
+    near = ({"ids": ids, "distances": 1 - cosines} for ids, cosines in zip(*nearest(unit, k)))
     maps["neighbors"] = [{name: values.tolist() for name, values in row.items()} for row in near]
     return EmbeddingAtlasWidget(maps, x="x", y="y", text="word", neighbors="neighbors")

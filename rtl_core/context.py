@@ -286,4 +286,7 @@ def load_reader(folder: Path):
     try:
         return READERS[e.context_feature](**load_file(folder / "context.safetensors"))
     except (SafetensorError, FileNotFoundError, TypeError) as error:
-        raise StudyError(f"the model in {folder} is not whole ({error}); train it again.") from error
+        raise StudyError(
+            f"the model in {folder} is not whole ({error}); to train it again, delete the record "
+            f"{folder.name}.json and run its study again."
+        ) from error

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rtl_core.results import read_parquet
-from rtl_core.storage import StudyError, atomic, results_dir, unknown
+from rtl_core.results import COMMITTED, read_parquet
+from rtl_core.storage import StudyError, atomic, results_dir, say, unknown
 
 # Raised by hand when a change of code changes what an analysis finds, so that an old finding is never taken for new.
 VERSIONS = {
@@ -79,14 +79,30 @@ def committed_path(analysis: str, folder: Path) -> Path:
     return Path(folder) / f"{analysis}-{VERSIONS[analysis]}.parquet"
 
 
-def findings_of(analysis: str, names: list[str]) -> dict[str, pd.DataFrame]:
-    """Returns the findings there are of these records, by name in the order given."""
+def findings_of(analysis: str, names: list[str], lenient: bool = False) -> dict[str, pd.DataFrame]:
+    """Returns the findings there are of these records, by name in the order given.
+
+    Raises: StudyError when a file is not whole; `lenient`: it counts as missing, and a line says so.
+    """
     paths = {name: finding_path(analysis, name) for name in names}
-    found = {name: read_parquet(path).assign(record=name) for name, path in paths.items() if path.exists()}
+    own = {
+        name: _read(path, "Delete it and run `rtl analyse` again.", lenient) for name, path in paths.items()
+    }
+    found = {name: table.assign(record=name) for name, table in own.items() if table is not None}
     committed = committed_path(analysis, results_dir() / "reference")
-    if len(found) < len(names) and committed.exists():
-        shared = read_parquet(committed)
+    shared = _read(committed, COMMITTED, lenient) if len(found) < len(names) else None
+    if shared is not None:
         texts = {name: "str" for name in shared if shared[name].dtype == "category"}
         shared = shared[shared["record"].isin(names)].astype(texts)
         found = dict(list(shared.groupby("record"))) | found
     return {name: found[name] for name in names if name in found}
+
+
+def _read(path: Path, advice: str, lenient: bool) -> pd.DataFrame | None:
+    try:
+        return read_parquet(path, advice) if path.exists() else None
+    except StudyError as error:
+        if not lenient:
+            raise
+        say(f"{error} Now it counts as missing.")
+        return None

@@ -6,6 +6,7 @@ map is made of its own table alone and then only turned onto the first one: UMAP
 towards the others.
 """
 
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,17 +66,21 @@ def word_maps(
     `words`: with columns domain ("" for none) and count, or words only. `control`: beside the maps one of the first
     table with its rows dealt out among the words. `n_neighbors`: of UMAP, a word itself included.
     Source: McInnes et al. 2018 (UMAP); Venna and Kaski 2001 (trustworthiness); Schönemann 1966 (turning).
-    Raises: StudyError for an unknown method or fewer than seven words.
+    Raises: StudyError for an unknown method, no table, fewer than seven words, or vectors that are all alike.
     """
     if method not in METHODS:
         raise unknown("kind of map", method, METHODS)
+    if not tables or n_neighbors < 2:
+        raise StudyError(
+            f"a map needs a table and n_neighbors of 2 or more; found {len(tables)} and {n_neighbors}."
+        )
     frame = _words(words)
     frame = frame[[all(word in table for table in tables.values()) for word in frame.index]]
     if len(frame) < FEWEST:
         raise StudyError(
             f"a map needs {FEWEST} words or more; found {len(frame)} with a vector in every table."
         )
-    chosen = {n: Embeddings(frame.index, t.centred().lookup(frame.index)[0]) for n, t in tables.items()}
+    chosen = {source: _centred(source, table, frame.index) for source, table in tables.items()}
     if control:  # beside the first
         (name, first), *others = chosen.items()
         permuted = first.permuted(derive_seed(seed, "maps"))
@@ -135,7 +140,8 @@ def stored_maps(
     vocabulary = Vocabulary.build(corpus.split("train"), 10_000)
     settings = [list(sources), n_words, dim, method, seed, VERSION, RECIPE["pretrain"]]
     key = identity(*settings, corpus.fingerprint, vocabulary.fingerprint)
-    name = f"{corpus.name}-{method}-{seed}-{key[:10]}.parquet"
+    readable = re.sub("[^0-9A-Za-z.-]+", "-", corpus.name)[-40:]
+    name = f"{readable}-{method}-{seed}-{key[:10]}.parquet"
     paths = [results_dir() / folder / name for folder in ("local/maps", "maps")]
     for path in paths:
         if path.exists():
@@ -165,6 +171,17 @@ def _words(words: Iterable[str] | pd.DataFrame) -> pd.DataFrame:
         return words[~words.index.duplicated()][["domain", "count"]].rename_axis("word")
     index = pd.Index(dict.fromkeys(words), name="word", dtype="str")
     return pd.DataFrame({"domain": "", "count": 0}, index)
+
+
+def _centred(source: str, table: Embeddings, words: pd.Index) -> Embeddings:
+    """Returns the centred vectors of words. Raises: StudyError when no plane shows them."""
+    found = Embeddings(words, table.centred().lookup(words)[0])
+    if found.dim < 2 or np.ptp(found.normalised().table, axis=0).max() < 1e-6:
+        raise StudyError(
+            f"{source} cannot be mapped: its {len(found):,} vectors of {found.dim} dimensions are all alike, or on "
+            "a line. Give a table of two dimensions or more in which words differ."
+        )
+    return found
 
 
 def _pca(unit: np.ndarray) -> np.ndarray:

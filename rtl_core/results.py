@@ -24,6 +24,9 @@ ARM_FIELDS = (
 )  # fmt: skip
 BASELINE = {"source": "random", "input_mode": "finetuned"}
 SHARED = ("output_init", "output_mode", "warmup_frozen")  # what all arms of a study may have in common
+# what to do about a table that is not whole
+BESIDE_RECORD = "Delete it and the JSON of the same name, then run that experiment again."
+COMMITTED = "Restore it as it was committed."
 
 
 @dataclass(frozen=True)
@@ -204,27 +207,25 @@ def _load(folder: Path, corpus: str | None) -> Results:
     loaded = {path: Record.load(path) for path in sorted(folder.glob("*.json"))}
     records = {path: r for path, r in loaded.items() if corpus in (None, r.experiment["corpus"])}
     shared = folder / "documents.parquet"
-    frames = dict(list(read_parquet(shared).groupby("record"))) if shared.exists() else {}
+    frames = dict(list(read_parquet(shared, COMMITTED).groupby("record"))) if shared.exists() else {}
     for path, record in records.items():
         if record.status == "done" and record.name not in frames:
-            frames[record.name] = read_parquet(path.with_suffix(".parquet")).assign(record=record.name)
+            table = read_parquet(path.with_suffix(".parquet"), BESIDE_RECORD)
+            frames[record.name] = table.assign(record=record.name)
     chosen = [frames[r.name] for r in records.values() if r.name in frames]
     columns = ["record", *DOCUMENT_COLUMNS]
     empty = pd.DataFrame(columns=columns)
     return Results(list(records.values()), pd.concat(chosen, ignore_index=True)[columns] if chosen else empty)
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
-    """Returns a table that lies beside records. Raises: StudyError when it is missing or not whole."""
+def read_parquet(path: Path, advice: str = "Delete it and run again: it is made anew.") -> pd.DataFrame:
+    """Returns a stored table. Raises: StudyError, with advice, when it is missing or not whole."""
     from pyarrow import ArrowException
 
     try:
         return pd.read_parquet(path)
     except (ArrowException, OSError) as error:
-        raise StudyError(
-            f"{path}, the table behind a record, is missing or not whole ({error}). "
-            "Delete it and the JSON of the same name, then run that experiment again."
-        ) from error
+        raise StudyError(f"{path} is missing or not whole ({error}). {advice}") from error
 
 
 def _write_parquet(frame: pd.DataFrame, columns: tuple, path: Path) -> None:

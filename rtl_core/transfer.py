@@ -195,7 +195,10 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
     try:
         model = _restored(load_file(folder / "model.safetensors"), experiment)
     except (SafetensorError, FileNotFoundError, KeyError, ValueError, RuntimeError) as error:
-        raise StudyError(f"the model in {folder} is not whole ({error}); train it again.") from error
+        raise StudyError(
+            f"the model in {folder} is not whole ({error}); to train it again, delete the record "
+            f"{folder.name}.json and run its study again."
+        ) from error
     return model.eval(), vocabulary, notes["tokenizer"]
 
 

@@ -12,7 +12,7 @@ from rtl_core.storage import StudyError
 
 N = 40
 DOMAINS = np.array(["kitchen", "harbour", "", "school"])[np.arange(N) % 4]
-NAMES = tuple(f"w<{i}" for i in range(N))  # to be escaped where words become HTML
+NAMES = (*(f"w<{i}" for i in range(N - 1)), '"')  # to be escaped where words become HTML
 WORDS = pd.DataFrame({"domain": DOMAINS, "count": np.arange(N) + 9}, pd.Index(NAMES, name="word"))
 
 
@@ -88,9 +88,21 @@ def test_a_long_list_is_cut(two_maps, monkeypatch):
     assert "w&lt;2" in explorer.said.value and "and 7 more" in explorer.said.value
 
 
+def test_words_stand_at_their_own_places_whatever_the_order_of_rows(two_maps, explorer):
+    turned = pd.concat([two_maps[:N], two_maps[N:][::-1]]).astype({"word": "category"})  # as stored
+    for here, there in zip(atlas.Explorer(turned).maps, explorer.maps):
+        assert np.array_equal(drawn(here), drawn(there))
+
+
 def test_what_cannot_be_explored_is_refused(two_maps):
     with pytest.raises(StudyError, match="from one map to another; found \\['left'\\]"):
         atlas.Explorer(two_maps[:N])
+    with pytest.raises(StudyError, match="the same words, each once; right has 37 of the 40 of left"):
+        atlas.Explorer(two_maps[:-3])
+    twice = two_maps.copy()
+    twice.loc[N + 3, "word"] = "w<4"
+    with pytest.raises(StudyError, match="right has 40 of the 40 of left, or others"):
+        atlas.Explorer(twice)
     with pytest.raises(StudyError, match="has lost trust"):
         atlas.Explorer(two_maps.drop(columns="trust"))
     with pytest.raises(StudyError, match="zz: not among the 40 words"):
@@ -101,10 +113,16 @@ def test_the_projector_reads_back_vectors_and_words(tmp_path):
     words = pd.concat([WORDS, pd.DataFrame({"domain": "", "count": 1}, pd.Index(["unseen"], name="word"))])
     vectors, metadata = atlas.write_projector(table(0), words, tmp_path / "new")
     assert np.allclose(np.loadtxt(vectors, delimiter="\t"), table(0).table)
-    read = pd.read_csv(metadata, sep="\t", keep_default_na=False, index_col="word")
-    assert read.equals(WORDS)
+    lines = [line.split("\t") for line in metadata.read_text(encoding="utf-8").splitlines()]
+    expected = [[word, domain, str(count)] for word, (domain, count) in zip(NAMES, WORDS.to_numpy())]
+    assert lines == [["word", "domain", "count"], *expected]
     with pytest.raises(StudyError, match="none of the words has a vector"):
         atlas.write_projector(table(0), words[-1:], tmp_path)
+    broken = Embeddings(("a", "b\tc"), np.ones((2, 3), np.float32))
+    words = pd.DataFrame({"domain": "", "count": 1}, pd.Index(broken.words, name="word"))
+    with pytest.raises(StudyError, match="no tab or line end; found .'b.*tc'.. Leave these out"):
+        atlas.write_projector(broken, words, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
 
 
 def test_embedding_atlas_is_missed_with_advice(monkeypatch):
@@ -124,6 +142,12 @@ def test_embedding_atlas_gets_the_neighbours_of_the_original_space(monkeypatch):
     monkeypatch.setitem(sys.modules, "embedding_atlas", Viewer)
     monkeypatch.setitem(sys.modules, "embedding_atlas.widget", Viewer)
     assert isinstance(atlas.open_atlas(table(0), WORDS, "pca"), Viewer.EmbeddingAtlasWidget)
+    for n in (7, 10, 11, 12):
+        atlas.open_atlas(table(0), WORDS[:n], "pca")
+        for i, row in enumerate(found["frame"]["neighbors"]):
+            assert len(set(row["ids"]) - {i}) == len(row["ids"]) == min(10, n - 1)
+            assert np.isfinite(row["distances"]).all()
+    atlas.open_atlas(table(0), WORDS, "pca")
     near = [NAMES[i] for i in found["frame"]["neighbors"][4]["ids"]]
     assert near == [other for other, _ in table(0).centred().neighbors("w<4", maps.NEIGHBOURS)]
     assert found["options"] == {"x": "x", "y": "y", "text": "word", "neighbors": "neighbors"}

@@ -192,7 +192,9 @@ def test_a_record_is_measured_by_its_own_model(model, text, monkeypatch):
     monkeypatch.setattr(
         awareness, "text_of", lambda _: type(text)(text.corpus, grown, text.train, text.valid, text.test)
     )
-    with pytest.raises(StudyError, match="knows 24 words of another text than corpus docstrings"):
+    with pytest.raises(
+        StudyError, match=f"knows 24 words of another text.* delete the record {record.name}.json and run"
+    ):
         awareness.measure(record)
 
 
@@ -256,6 +258,16 @@ def test_arms_that_were_not_measured_are_left_out():
         summary(results(*pairs), no_base)
 
 
+def test_two_groups_of_comparison_are_refused():
+    pairs = [*by_hand(), *(made(Experiment(lm_tokens=None, source=s)) for s in ("random", "lsa"))]
+    findings = pd.concat([found_of(by_hand()), found_of(pairs[4:])])
+    with pytest.raises(
+        StudyError, match="records are of 2 .*docstrings, 1000; docstrings, all.; select the records of one"
+    ):
+        summary(results(*pairs), findings)
+    assert len(summary(results(*pairs), found_of(by_hand()))) == 2  # of one group nothing was measured
+
+
 # The figure
 
 
@@ -302,6 +314,10 @@ def test_the_description_claims_what_intervals_support():
     assert "numbers of tokens: 2 of these 4." in said
     nothing = curves().assign(difference_low=-1.0)
     assert "of the difference: nowhere; by Holm's" in figures.describe_awareness(nothing)
+
+
+def test_counts_by_rank_are_called_a_line_by_nobody():
+    assert "line" not in figures.describe_ranks([5, 5, 5, 1])
 
 
 def test_too_many_arms_and_kinds_are_refused():

@@ -329,8 +329,7 @@ def test_execution_is_timed_and_kept(tmp_path, capsys):
     made = "import os, pathlib\np = pathlib.Path(os.environ['RTL_CACHE_DIR'])\np.mkdir(parents=True)\n"
     made += "(p / 'table.bin').write_text('x')\nos.environ['RTL_WIDGETS']"
     path = small_notebook(tmp_path / "03_a.ipynb", made)
-    broken = tmp_path / "04_b.ipynb"
-    broken.write_text("no notebook")
+    broken = small_notebook(tmp_path / "04_b.ipynb", "1 / 0")
     before = broken.read_bytes()
     with pytest.raises(StudyError, match="04_b.ipynb did not run to its end"):
         execution.execute([path, broken])
@@ -343,6 +342,27 @@ def test_execution_is_timed_and_kept(tmp_path, capsys):
     assert set(times["notebooks"]["03"]) == {"first_seconds", "memory_mb", "download_mb"}
     assert times["notebooks"]["03"]["memory_mb"] > 20
     assert broken.read_bytes() == before
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_what_cannot_run_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "_run", lambda *_: pytest.fail("it was run"))
+    whole, broken = small_notebook(tmp_path / "03_a.ipynb", "1"), tmp_path / "04_b.ipynb"
+    (tmp_path / "page.md").write_text("# A page\n")
+    for name in ("05_c.ipynb", "page.md", "."):
+        with pytest.raises(StudyError, match="there is no notebook .* ends in .ipynb"):
+            execution.execute([whole, tmp_path / name])
+    for text in (
+        "no notebook",
+        "[]",
+        "{}",
+        '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{}]}',
+    ):
+        broken.write_text(text)
+        with pytest.raises(StudyError, match="04_b.ipynb is no whole notebook"):
+            execution.execute([whole, broken])
+    with pytest.raises(StudyError, match="page.md cannot be a folder .*--out"):
+        execution.execute([whole], tmp_path / "page.md")
 
 
 def test_times_of_one_machine(tmp_path):
@@ -431,6 +451,80 @@ def test_site_names_a_dead_link(project, tmp_path):
         site.build(project, tmp_path / "site")
 
 
+def test_site_replaces_nothing_but_a_site(project, tmp_path):
+    def files():
+        return {p: p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "index.html").write_text("my own page")
+    before = files()
+    for out in (project, tmp_path, project / "notebooks", project / "rtl_core", other):
+        with pytest.raises(StudyError, match="would be replaced; name a new or an empty folder with --out"):
+            site.build(project, out)
+    with pytest.raises(StudyError, match="x.py is a file and would be replaced"):
+        site.build(project, project / "rtl_core" / "x.py")
+    with pytest.raises(StudyError, match="x.py cannot be a folder"):
+        site.build(project, project / "rtl_core" / "x.py" / "site")
+    index = project / "index.html"  # beside the sources it makes no site of them
+    index.write_text("const sections = []")
+    with pytest.raises(StudyError, match="holds the pages' sources"):
+        site.build(project, project)
+    index.unlink()
+    assert files() == before
+
+
+def test_a_failed_build_leaves_the_old_site(project, tmp_path, monkeypatch):
+    out = tmp_path / "site"
+    out.mkdir()  # an empty folder is fine
+    index = site.build(project, out)[0]
+    index.with_name("stale.html").write_text("of a page that is gone")
+    (project / "docs" / "page.md").write_text("# The page\n[gone](gone.md)\n")
+    with pytest.raises(StudyError, match="does not exist"):
+        site.build(project, out)
+    (project / "docs" / "page.md").write_text("# The page\nA lynx.\n")
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda p, goal: os.stat("") if p.name == "new" else rename(p, goal))
+        with pytest.raises(StudyError, match="could not build .*site: "):
+            site.build(project, out)
+    assert index.with_name("stale.html").exists() and "lynx" not in index.read_text(encoding="utf-8")
+    site.build(project, out)
+    assert not index.with_name("stale.html").exists() and "lynx" in index.read_text(encoding="utf-8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["project", "site"]
+
+
+def test_site_says_what_is_wrong_with_a_page(project, tmp_path):
+    page, book = project / "docs" / "page.md", project / "notebooks" / "01_b.ipynb"
+    whole = page.read_bytes()
+    for text, message in (
+        (b"No title.", "docs/page.md does not begin with a title"),
+        (b"# A\n[out](../../x.md)", "docs/page.md links to ../../x.md, which is outside the project"),
+        (b"# A\n\xff", "page.md is not UTF-8"),
+    ):
+        page.write_bytes(text)
+        with pytest.raises(StudyError, match=message):
+            site.build(project, tmp_path / "site")
+    page.write_bytes(whole)
+    for cells in ([], [nbformat.v4.new_code_cell("# no title")]):
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), book)
+        with pytest.raises(StudyError, match="notebooks/01_b.ipynb does not begin with a title"):
+            site.build(project, tmp_path / "site")
+    book.write_text("no notebook")
+    with pytest.raises(StudyError, match="01_b.ipynb is no whole notebook"):
+        site.build(project, tmp_path / "site")
+
+
+def test_links_with_spaces(project, tmp_path):
+    (project / "docs" / "a b.txt").write_text("text")
+    (project / "docs" / "c d.md").write_text("# Another\n[a](a%20b.txt)\n")
+    (project / "docs" / "page.md").write_text("# The page\n[c](../docs/c%20d.md#x)\n")
+    out = tmp_path / "site"
+    site.build(project, out)
+    assert (out / "docs" / "a b.txt").read_text() == "text"
+    assert 'href="../docs/c%20d.html#x"' in (out / "docs" / "page.html").read_text(encoding="utf-8")
+
+
 def test_blank_copies(tmp_path):
     written = blank.write(FOLDER, tmp_path / "blank")
     assert [path.name for path in written] == list(BOOKS)
@@ -443,6 +537,36 @@ def test_blank_copies(tmp_path):
         assert blank.RUBRIC not in text and "solutions" not in text and "</details>" not in text
         assert "## Exercises" in text and "## Where next" in text
     assert prose(BOOKS["01_corpora_and_domains.ipynb"]).count("Solutions") == 1  # the copy is what changed
+
+
+def test_blank_copies_lose_nothing(project):
+    folder, out = project / "notebooks", project / "blank"
+    before = (folder / "00_a.ipynb").read_bytes()
+    (project / "link").symlink_to(folder)
+    for same in (folder, project / "docs" / ".." / "notebooks", project / "link"):
+        with pytest.raises(StudyError, match="holds the notebooks themselves"):
+            blank.write(folder, same)
+    assert (folder / "00_a.ipynb").read_bytes() == before
+    with pytest.raises(StudyError, match="x.py cannot be a folder"):
+        blank.write(folder, project / "rtl_core" / "x.py")
+    (folder / "01_b.ipynb").write_text("no notebook")
+    with pytest.raises(StudyError, match="01_b.ipynb is no whole notebook"):
+        blank.write(folder, out)
+    assert not out.exists()
+
+
+def test_a_blank_copy_is_whole_or_the_old_one(project, monkeypatch):
+    copy = blank.write(project / "notebooks", project / "blank")[0]
+    before = copy.read_bytes()
+
+    def full(notebook, path):
+        Path(path).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nbformat, "write", full)
+    with pytest.raises(StudyError, match="the disk is full"):
+        blank.write(project / "notebooks", project / "blank")
+    assert copy.read_bytes() == before
 
 
 def test_figures_are_byte_stable_and_described(tmp_path, monkeypatch):
@@ -471,3 +595,12 @@ def test_commands(project, tmp_path, monkeypatch, capsys):
     (project / "docs" / "page.md").write_text("# The page\n[gone](gone.md)\n")
     assert main(["site"]) == 2
     assert "course: docs/page.md links to gone.md" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(blank, "write", interrupted)
+    assert main(["blank"]) == 130
+    assert capsys.readouterr().err.startswith("course: interrupted; what was finished is kept.")

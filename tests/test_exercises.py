@@ -90,6 +90,23 @@ def test_rule():
     assert rule(lambda a, b: a * np.ones(2), lambda a, b: 1, examples, why="").state == NOT_YET
 
 
+def test_an_answer_that_works_in_place_is_right():
+    def shrink(counts):
+        counts /= counts.sum()
+        return counts[0]
+
+    examples = [(np.array([1.0, 3]),), (np.array([2.0, 2]),)]
+    assert rule(shrink, lambda counts: counts[0] / counts.sum(), examples, why="").state == RIGHT
+    assert examples[0][0].tolist() == [1, 3]
+
+
+def test_an_answer_that_leaves_python_is_judged():
+    def answer(*given):
+        raise SystemExit(3)
+
+    assert CHECKS["check_effect"](answer).reason == "this answer cannot be judged (SystemExit: 3)."
+
+
 def test_choice():
     reasons = {"b": "B is another."}
     assert choice("a", "a", why="A.", reasons=reasons) == Verdict(RIGHT, "A.")

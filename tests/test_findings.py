@@ -10,6 +10,7 @@ from test_results import ARM, BASE, made, results
 
 from rtl_core import analysis, findings, report
 from rtl_core.analysis import analyse
+from rtl_core.context import load_reader
 from rtl_core.findings import (
     VERSIONS,
     collect_findings,
@@ -21,7 +22,7 @@ from rtl_core.findings import (
     save_finding,
 )
 from rtl_core.results import Record
-from rtl_core.storage import StudyError, results_dir
+from rtl_core.storage import StudyError, results_dir, write_json
 from rtl_core.studies import grid
 
 
@@ -78,8 +79,11 @@ def test_a_finding_of_an_older_version_is_not_taken_for_new(monkeypatch):
 def test_a_finding_cut_short_is_named():
     path = save_finding("probes", "one", frame())
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(StudyError, match="one.parquet.*missing or not whole"):
+    with pytest.raises(
+        StudyError, match="one.parquet.*not whole.*Delete it and run `rtl analyse` again"
+    ) as of:
         load_findings("probes", ["one"])
+    assert "JSON" not in str(of.value)  # the record is whole
 
 
 def test_promoting_a_study_carries_its_findings_along(monkeypatch):
@@ -152,7 +156,53 @@ def test_committed_findings_need_not_be_measured(measured):
     assert measured == [found[1].name]
 
 
+def test_a_finding_cut_short_counts_as_missing_for_its_record_alone(measured, capsys):
+    found = records()[:2]
+    paths = [save_finding("probes", record.name, frame()) for record in found]
+    paths[1].write_bytes(paths[1].read_bytes()[:50])
+    rows = analyse(found, ["probes"], workers=1)
+    assert measured == [found[1].name] and (rows[0]["there"], rows[0]["measured"]) == (1, 1)
+    assert f"{paths[1]} is missing or not whole" in capsys.readouterr().err
+    assert list(load_findings("probes", [record.name for record in found])["value"]) == [1.0] * 6
+    committed = committed_path("probes", results_dir() / "reference")
+    committed.parent.mkdir(parents=True)
+    committed.write_bytes(b"PAR1")
+    paths[0].unlink()
+    assert analyse(found, ["probes"], workers=1)[0]["measured"] == 1
+    assert "Restore it as it was committed. Now it counts as missing" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_whole_is_one_record_s_fault(measured, monkeypatch):
+    whole, odd, cut = records()[:3]
+    monkeypatch.setitem(analysis.MEASURES, "awareness", "rtl_core.analysis.awareness")
+    for record in (odd, cut):
+        write_json(
+            model_dir(record.name) / "experiment.json", {"experiment": record.experiment, "tokenizer": ""}
+        )
+    write_json(model_dir(odd.name) / "vocabulary.json", {})
+    write_json(model_dir(cut.name) / "vocabulary.json", {"words": ["<unk>", "<eos>"], "counts": [1, 1]})
+    (model_dir(cut.name) / "model.safetensors").write_bytes(b"cut")
+    rows = {row["analysis"]: row for row in analyse([odd, cut, whole], ["awareness", "probes"], workers=1)}
+    assert rows["probes"]["measured"] == 2
+    refused = rows["awareness"]["refused"]
+    assert refused[odd.name].startswith("its model is not whole (KeyError: 'words'); delete the record")
+    for record in (odd, cut):
+        assert f"delete the record {record.name}.json and run its study again" in refused[record.name]
+
+
+def test_a_reader_of_features_that_is_not_whole_says_which_record_to_delete():
+    record = made(ARM.replace(context_feature="domain-posterior"))[0]
+    folder = model_dir(record.name)
+    write_json(folder / "experiment.json", {"experiment": record.experiment})
+    (folder / "context.safetensors").write_bytes(b"cut")
+    with pytest.raises(
+        StudyError, match=f"not whole.*delete the record {record.name}.json and run its study"
+    ):
+        load_reader(folder)
+
+
 def test_wrong_names_and_numbers_are_refused(measured):
+    assert [row["analysis"] for row in analyse([], "slices")] == ["slices"]
     with pytest.raises(StudyError, match="unknown analysis 'slice'. Did you mean slices"):
         analyse([], ["slice"])
     with pytest.raises(StudyError, match="0 workers cannot measure anything"):

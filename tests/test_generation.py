@@ -177,6 +177,20 @@ def test_arms_are_set_against_the_baseline():
     )
 
 
+def test_two_groups_of_comparison_are_refused():
+    found, results = studied()
+    other = [Record(r.experiment | {"hidden_size": 64}, "0" * 64, text=r.text) for r in results.records]
+    names = {old.name: new.name for old, new in zip(results.records, other)}
+    both = Results(
+        [*results.records, *other],
+        pd.concat([results.documents, results.documents.replace({"record": names})]),
+    )
+    with pytest.raises(
+        StudyError, match="records are of 2 .*hidden_size 64.*select the records of one study"
+    ):
+        generation.summary(pd.concat([found, found.replace({"record": names})]), both)
+
+
 def test_the_figure_has_a_panel_a_band_and_marks_what_is_sure():
     found, results = studied()
     later = found.assign(start=200, end=300, correct=0.5)

@@ -427,7 +427,30 @@ def test_the_sweep_shows_each_arm_by_overlap_and_what_there_is_to_gain():
     assert drawn["lsa"] == pytest.approx([-20, -0.4167], abs=1e-3)
     assert drawn["inferred"] == pytest.approx([-32, -15])
     said = figures.describe_overlap(frame)
-    assert "interval: lsa at 0." in said and "-15.0 % at 1" in said
+    assert "interval: lsa at 0." in said and "−15.0 % at 1" in said and "-15.0" not in said
     single = frame.assign(effect_low=np.nan, effect_high=np.nan)
     assert "none of the arms' effects is established" in figures.describe_overlap(single)
     plt.close(ax.figure)
+
+
+def test_the_sweep_tells_where_models_lack_what_one_word_tells():
+    parts = [
+        ({"random": 139.0, "lsa": 141.0}, 0.0),
+        ({"random": 150.0, "lsa": 120.0}, 0.5),
+        ({"random": 141.0, "lsa": 140.5}, 1.0),
+    ]  # the best that sees one word has 140
+    frame = pd.concat([frame_of(arms, overlap, f"topicworld:overlap={overlap}") for arms, overlap in parts])
+    ax = figures.plot_overlap(frame)
+    ticks = [label.get_text() for label in ax.get_xticklabels()]
+    assert ticks == ["0\nrandom 139", "0.5*\nrandom 150", "1*\nrandom 141"]
+    assert "*: random lacks what one word tells" in ax.get_xlabel()
+    said = figures.describe_overlap(frame)
+    assert "so lacking what one tells: lsa at 0, 1; random at 0.5, 1. Where random is among them" in said
+    one = figures.plot_overlap(frame[frame["overlap"] == 0])
+    assert "*" not in one.get_xlabel() + one.get_xticklabels()[0].get_text()
+    said = figures.describe_overlap(frame[frame["overlap"] == 0])
+    assert "so lacking what one tells: lsa at 0." in said and "Where random is" not in said
+    learnt = frame_of({"random": 140.0, "lsa": 120.0})
+    assert "sees one word" not in figures.describe_overlap(learnt)
+    plt.close(ax.figure)
+    plt.close(one.figure)

@@ -1,5 +1,6 @@
 """Maps, and the figures of the notebooks: what is drawn is what was given, and words say the same."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -115,6 +116,17 @@ def test_maps_that_cannot_be_made_are_refused():
         pca_map(embeddings(), (*WORDS, "zz"))
     with pytest.raises(StudyError, match="unknown kind of map 'tsne'.*pca, umap"):
         maps.word_maps({"t": embeddings()}, WORDS, "tsne")
+    with pytest.raises(StudyError, match="needs a table and n_neighbors of 2 or more; found 0 and 15"):
+        maps.word_maps({}, WORDS)
+    for n in (0, 1):
+        with pytest.raises(StudyError, match=f"n_neighbors of 2 or more; found 1 and {n}"):
+            maps.word_maps({"t": embeddings()}, WORDS, n_neighbors=n)
+    same = np.float32([[0.1, 0.7]] * 10)
+    for values in (0 * same, same, np.arange(10, dtype=np.float32)[:, None]):
+        bad = Embeddings(WORDS, values)
+        for method in maps.METHODS:
+            with pytest.raises(StudyError, match=rf"bad cannot be mapped: its 10 vectors of {bad.dim} dim"):
+                maps.word_maps({"t": embeddings(), "bad": bad}, WORDS, method)
 
 
 def test_a_map_that_has_lost_its_numbers_is_not_drawn():
@@ -135,6 +147,13 @@ def test_stored_maps_are_made_once_and_read_where_only_the_committed_ones_are(
     assert maps.stored_maps(("lsa", "random"), tiny_corpus, 20, dim=4, method="pca").equals(made)
     with pytest.raises(TypeError):  # other settings are another map
         maps.stored_maps(("lsa", "random"), tiny_corpus, 19, dim=4, method="pca")
+
+
+def test_maps_of_a_folder_lie_beside_the_others(tiny_corpus, tmp_path):
+    maps.stored_maps(("random",), replace(tiny_corpus, name="folder:../a b/x.y"), 20, dim=4, method="pca")
+    (path,) = tmp_path.rglob("*.parquet")
+    assert path.parent == tmp_path / "results" / "local" / "maps"
+    assert path.name.startswith("folder-..-a-b-x.y-pca-0-")
 
 
 # Figures

@@ -187,6 +187,11 @@ def test_accuracies_of_arms_by_hand():
     assert (table["chance"] == 0.5).all() and (table["count"] == 2).all()
 
 
+def test_without_findings_there_is_no_summary():
+    with pytest.raises(StudyError, match="no findings of probes; `rtl analyse STUDY --only probes`"):
+        probes.summary(results(*by_hand()), pd.DataFrame(columns=["record", "document", "domain", "correct"]))
+
+
 def curves():
     """A table as `summary` makes it: the state of one arm says more than the baseline's, the words say most."""
     rows = []

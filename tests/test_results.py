@@ -354,6 +354,17 @@ def test_a_missing_parquet_and_a_json_that_is_no_record_are_named(tmp_path):
         load_results(tmp_path)
 
 
+def test_committed_sums_cut_short_are_to_be_restored(tmp_path):
+    collect(results(*by_hand()), tmp_path)
+    path = tmp_path / "documents.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(
+        StudyError, match="documents.parquet is missing or not whole.*Restore it as it was"
+    ) as of:
+        load_results(tmp_path)
+    assert "JSON" not in str(of.value)
+
+
 def test_names_are_safe_for_every_file_system_and_hold_no_path():
     record = Record({"corpus": "folder:/a b/ü", "source": "permuted:file:../x/y.vec", "seed": 3}, "ab" * 32)
     assert record.name == "folder-permuted_file-3-ababababab"

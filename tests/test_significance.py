@@ -9,7 +9,14 @@ from test_results import ARM, BASE, by_hand, made, results
 from test_slices import study
 
 from rtl_core.analysis.overview import overview
-from rtl_core.analysis.significance import HEADLINES, coverage, difference_of, parts, smallest_effect
+from rtl_core.analysis.significance import (
+    HEADLINES,
+    coverage,
+    difference_of,
+    parts,
+    slice_effects,
+    smallest_effect,
+)
 from rtl_core.comparison import compare, effect
 from rtl_core.findings import save_finding
 from rtl_core.storage import StudyError
@@ -108,6 +115,11 @@ def test_a_difference_is_paired_by_seed_and_document():
     assert tokens.to_dict() == {"a": 10, "b": 30}
 
 
+def test_one_slicing_is_named_by_its_name_alone(study):
+    records, _ = study
+    pd.testing.assert_frame_equal(slice_effects(records, "frequency"), slice_effects(records, ["frequency"]))
+
+
 # Every arm in one row
 
 
@@ -142,3 +154,14 @@ def test_without_slices_the_table_still_stands():
     assert found[list(HEADLINES)].isna().all(axis=None)
     assert "slices has not been measured of 4 of 4 records" in found.attrs["missing"]["rare words"]
     assert overview_rows(found, HEADLINES)[1]["rare words, %"] == "–"
+
+
+def test_two_groups_of_comparison_in_one_table_are_refused():
+    other = [made(e.replace(corpus="topicworld"), fingerprint="e" * 64) for e in (BASE, ARM)]
+    bound = made(BASE.replace(model="unigram"), (100.0, 300.0), converged=None)
+    with pytest.raises(StudyError, match="records are of 2 .*docstrings, 1000.*topicworld, 1000.*one study"):
+        overview(results(*by_hand(), bound, *other))
+    assert list(overview(results(*by_hand(), bound))["label"]) == [
+        "random, fine-tuned",
+        "word2vec-sg, fine-tuned",
+    ]

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rtl_core import Experiment, corpora, load_corpus, pretrain
+from rtl_core import Experiment, corpora, load_corpus, pretrain, studies
 from rtl_core.batches import previous
 from rtl_core.corpora import sources
 from rtl_core.corpora.topicworld import (
@@ -36,6 +36,14 @@ def test_a_name_holds_all_settings():
     assert World.named("topicworld:overlap=0.50").name == World(overlap=0.5).name
 
 
+def test_a_name_tells_close_worlds_apart_and_those_of_studies_are_what_they_were():
+    world = World(seed=1234567, overlap=0.1234567, zipf=2.0, noise=1e-7)
+    assert world.name == "topicworld:overlap=0.1234567,zipf=2,noise=1e-07,seed=1234567"
+    assert World.named(world.name) == world
+    used = {arm["corpus"] for arm in studies.OVERLAP_ARMS} | {studies.SMALL_WORLD["corpus"]}
+    assert len(used) == 5 and {World.named(name).name for name in used} == used
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -47,6 +55,7 @@ def test_a_name_holds_all_settings():
         ("topicworld:noise=nan", "noise = nan is not valid"),
         ("topicworld:n_domains=2.5", "n_domains = 2.5 is not valid; give int, 2 to 16"),
         ("topicworld:n_domains=inf", "n_domains = inf is not valid"),
+        ("topicworld:overlap=0.5,overlap=0.6", "overlap is given twice"),
         ("topicworld:second=0.6", "second = 0.6 is not valid; give float, 0.0 to 0.5"),
     ],
 )
@@ -141,6 +150,16 @@ def test_the_text_is_that_of_the_seed_and_settings():
     others = [World(**vars(SMALL) | change) for change in ({"seed": 1}, {"overlap": 0.6}, {"noise": 0.03})]
     assert len({first.fingerprint, *(read_topicworld(w).fingerprint for w in others)}) == 4
     assert Counter(d.split for d in first.documents) == {"train": 32, "valid": 2, "test": 6}
+
+
+def test_every_number_of_documents_is_split_and_a_round_one_in_exact_shares():
+    sizes = {}
+    for n in (*range(20, 51), 400, 4000):
+        corpus = read_topicworld(World(n_documents=n, document_tokens=10, content_words=2, function_words=1))
+        count = Counter(document.split for document in corpus.documents)
+        sizes[n] = tuple(count[split] for split in ("train", "valid", "test"))
+        assert sum(sizes[n]) == n and abs(sizes[n][0] - 0.8 * n) <= 0.5 and min(sizes[n]) > 0
+    assert sizes[400] == (320, 20, 60) and sizes[4000] == (3200, 200, 600) and sizes[23] == (18, 1, 4)
 
 
 def test_the_default_world_is_as_expected_and_every_word_is_in_its_vocabulary():

@@ -27,14 +27,15 @@ def analyse(records: Iterable[Record], only: Iterable[str] = (), workers: int | 
     that an interrupted call goes on where it stopped.
     Raises: StudyError for an unknown analysis.
     """
-    only, records = tuple(only) or tuple(MEASURES), [r for r in records if r.status == "done"]
+    only = (only,) if isinstance(only, str) else tuple(only) or tuple(MEASURES)
+    records = [r for r in records if r.status == "done"]
     for name in only:
         if name not in MEASURES:
             raise unknown("analysis", name, tuple(MEASURES))
     jobs, rows = [], {}
     for name in only:
         wanted = [record for record in records if _applies(name, record)]
-        there = findings_of(name, [record.name for record in wanted])
+        there = findings_of(name, [record.name for record in wanted], lenient=True)
         jobs += [(name, record) for record in wanted if record.name not in there]
         rows[name] = {"analysis": name, "there": len(there), "measured": 0, "refused": {}}
     say(f"{sum(row['there'] for row in rows.values())} findings there, {len(jobs)} to measure")
@@ -68,13 +69,16 @@ def _done(jobs: list[tuple[str, Record]], workers: int):
 
 def _measure(analysis: str, record: Record) -> tuple[str, str, str, float]:
     started, fault = time.perf_counter(), ""
+    again = f"delete the record {record.name}.json and run its study again"
     try:
         if analysis not in WITHOUT_MODEL and not model_dir(record.name).is_dir():
             raise StudyError(
-                f"its trained model is gone ({model_dir(record.name)} is not there); delete the record "
-                f"{record.name}.json and run its study again to have one."
+                f"its trained model is gone ({model_dir(record.name)} is not there); {again} to have one."
             )
         save_finding(analysis, record.name, import_module(MEASURES[analysis]).measure(record))
     except StudyError as error:
         fault = str(error)
+    except (KeyError, ValueError, TypeError, OSError) as error:  # one record must not stop the others
+        what = "what it reads" if analysis in WITHOUT_MODEL else "its model"
+        fault = f"{what} is not whole ({type(error).__name__}: {error}); {again}."
     return analysis, record.name, fault, time.perf_counter() - started

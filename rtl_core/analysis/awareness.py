@@ -53,7 +53,7 @@ def loaded(record: Record) -> tuple[LSTMLanguageModel, Text]:
     if text.vocabulary.words != vocabulary.words:
         raise StudyError(
             f"the model of {record.name} knows {len(vocabulary):,} words of another text than corpus "
-            f"{experiment.corpus} has today; train it again."
+            f"{experiment.corpus} has today; delete the record {record.name}.json and run its study again."
         )
     return model, text
 
@@ -212,11 +212,14 @@ def by_arm(results: Results, values: pd.DataFrame, keys: list[str], **options) -
     arms and keys that share the first key. Intervals are those of `comparison.effect`, the arms in the order of
     `compare`, to which `options` go; arms that were not measured are left out, and groups whose baseline was not.
     Shapes: values has a row for each record, document and key, with columns total and count.
+    Raises: StudyError without a baseline, and for more than one group of comparison.
     """
     table = compare(results, **options)
     measured, rows = set(values["record"]), []
     known = [bool(names) and set(names.values()) <= measured for names in table["records"]]
-    for _, group in table.assign(arm=labels(table))[known].groupby(GROUP, sort=False, dropna=False):
+    table = table.assign(arm=labels(table))[known]
+    check_one_group(table[table["role"] == "baseline"])
+    for _, group in table.groupby(GROUP, sort=False, dropna=False):
         base = group.loc[group["role"] == "baseline", "records"]
         own = values[values["record"].isin({name for names in group["records"] for name in names.values()})]
         for key, part in own.groupby(keys, sort=False) if len(base) else ():
@@ -226,6 +229,18 @@ def by_arm(results: Results, values: pd.DataFrame, keys: list[str], **options) -
     frame = pd.DataFrame(rows)
     tested = frame["p_value"].where(frame["role"] == "arm")
     return frame.assign(p_holm=tested.groupby(frame[keys[0]]).transform(holm))
+
+
+def check_one_group(table: pd.DataFrame) -> None:
+    """Raises: StudyError when these rows of `compare` are of several groups, which are not compared."""
+    groups = table[GROUP].drop_duplicates()
+    if len(groups) > 1:
+        rows = groups.astype(object).fillna("all").to_numpy()
+        found = "; ".join(", ".join(str(part) for part in row if part) for row in rows)
+        raise StudyError(
+            f"one group of comparison is needed, but the records are of {len(groups)} (corpus, LM tokens, "
+            f"settings: {found}); select the records of one study."
+        )
 
 
 def _against(group: pd.DataFrame, base: dict[int, str], values: pd.DataFrame):

@@ -4,6 +4,7 @@ import math
 
 import pandas as pd
 
+from rtl_core.analysis.awareness import check_one_group
 from rtl_core.analysis.significance import HEADLINES, headline_effects
 from rtl_core.comparison import compare
 from rtl_core.findings import findings_of
@@ -21,9 +22,11 @@ def overview(results: Results) -> pd.DataFrame:
     `probe`: how often a linear probe of the state after 200 words names the domain of the document; `purity`: how
     many of a word's nearest neighbours in the source's table are of its domain. NaN where nothing was measured;
     `attrs["missing"]` says why, by column.
+    Raises: StudyError for more than one group of comparison.
     """
     table = compare(results)
-    table = table[table["role"] != "bound"].assign(label=labels(table)[: (table["role"] != "bound").sum()])
+    check_one_group(table)
+    table = table.assign(label=labels(table))[table["role"] != "bound"]
     missing = {}
     try:
         effects = headline_effects(results)

@@ -186,7 +186,10 @@ def summary(results: Results, findings: pd.DataFrame, **options) -> pd.DataFrame
 
     Columns: see `awareness.by_arm`; `value` is the accuracy, `difference` how far it is from the baseline's; beside
     them chance, the share of the commonest domain. `findings`: of `load_findings`.
+    Raises: StudyError without findings, and as `by_arm` does.
     """
+    if findings.empty:
+        raise StudyError("there are no findings of probes; `rtl analyse STUDY --only probes` makes them.")
     values = findings.rename(columns={"correct": "total"}).assign(count=1)
     one = values[values["record"] == values["record"].iloc[0]].drop_duplicates("document")
     chance = one["domain"].value_counts(normalize=True).iloc[0]

@@ -37,6 +37,7 @@ def slice_effects(results: Results, slicings: Iterable[str] = (), **options) -> 
     """
     table = compare(results, **options)
     sums = _slice_sums(table, results)
+    slicings = (slicings,) if isinstance(slicings, str) else tuple(slicings)
     for name in slicings:
         if name not in (*SLICES, DOMAIN):
             raise unknown("slicing", name, (*SLICES, DOMAIN))

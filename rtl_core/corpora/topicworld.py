@@ -71,7 +71,7 @@ class World:
     def named(cls, name: str) -> "World":
         """Returns the world of a corpus name, `topicworld` or `topicworld:overlap=0.5,noise=0.1`.
 
-        Raises: StudyError for another corpus, an unknown setting, or a value that is no number.
+        Raises: StudyError for another corpus, a setting unknown or given twice, or a value that is no number.
         """
         corpus, _, settings = name.partition(":")
         if corpus != "topicworld":
@@ -83,6 +83,8 @@ class World:
             key, _, value = part.partition("=")
             if key not in RANGES:
                 raise unknown("setting of topicworld", key, tuple(RANGES))
+            if key in values:
+                raise StudyError(f"{name}: {key} is given twice; give each setting once.")
             try:
                 values[key] = float(value)
             except ValueError:
@@ -92,7 +94,8 @@ class World:
     @property
     def name(self) -> str:
         """The corpus name of this world: `topicworld`, and the settings that are not at their default."""
-        changed = [f"{f.name}={v:g}" for f in fields(self) if (v := getattr(self, f.name)) != f.default]
+        values = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+        changed = [f"{name}={repr(v).removesuffix('.0')}" for name, v in values.items()]
         return "topicworld" + (f":{','.join(changed)}" if changed else "")
 
 
@@ -187,7 +190,8 @@ def read_topicworld(world: World) -> Corpus:
     """
     law, types = law_of(world), document_types(world)
     rng = np.random.default_rng(derive_seed(world.seed, "words"))
-    ends = np.cumsum([round(share * world.n_documents) for share in SHARES.values()])
+    *shares, _ = SHARES.values()  # the last split is the rest
+    ends = np.cumsum([round(share * world.n_documents) for share in shares])
     documents = []
     for i, ids in enumerate(sampled(law, types, world.document_tokens, rng)):
         split = tuple(SHARES)[int(np.searchsorted(ends, i, "right"))]

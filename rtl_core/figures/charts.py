@@ -21,7 +21,7 @@ def describe_ranks(counts) -> str:
     half = int(np.searchsorted(np.cumsum(counts), counts.sum() / 2)) + 1
     return (
         f"Word counts by rank, both axes logarithmic: {len(counts):,} words, from {counts[0]:,} occurrences down to "
-        f"{counts[-1]:,}, near a falling straight line. The {half:,} most frequent words make half of all tokens; "
+        f"{counts[-1]:,}. The {half:,} most frequent words make half of all tokens; "
         f"{(counts < 10).mean():.0%} of the words occur fewer than ten times."
     )
 

@@ -95,13 +95,13 @@ def plot_overlap(frame: pd.DataFrame, *, ax=None):
     draw_curves(ax, curves)
     ax.axhline(0, color="0.6", linewidth=1, zorder=0)
     base = frame[frame["kind"] == "baseline"]
-    ax.set_xticks(
-        base["overlap"], [f"{x:g}\nrandom {p:.0f}" for x, p in base[["overlap", "perplexity"]].to_numpy()]
-    )
+    marked = base["overlap"].isin(_lacking(base, frame)["overlap"])
+    ticks = zip(base["overlap"], marked, base["perplexity"])
+    ax.set_xticks(base["overlap"], [f"{x:g}{'*' if mark else ''}\nrandom {p:.0f}" for x, mark, p in ticks])
     interval = "bar: 95 % interval" if effects["effect_low"].notna().any() else "no interval"
-    ax.set_xlabel(
-        f"overlap of the domains' words; perplexity of random vectors\nseeds: {span(base['n_seeds'])}; {interval}"
-    )
+    note = "\n*: random lacks what one word tells: above the best that sees one" * bool(marked.any())
+    seeds = f"seeds: {span(base['n_seeds'])}; {interval}"
+    ax.set_xlabel(f"overlap of the domains' words; perplexity of random vectors\n{seeds}{note}")
     ax.set_ylabel("effect on perplexity\nagainst random (%)")
     name_ends(ax)
     return ax
@@ -112,18 +112,35 @@ def describe_overlap(frame: pd.DataFrame) -> str:
     effects = _effects(frame)
     lines = "; ".join(
         f"{name.replace('inferred', BEST)} "
-        + ", ".join(f"{value:+.1f} % at {x:g}" for x, value in rows.set_index("overlap")["effect"].items())
+        + ", ".join(
+            f"{value:+.1f} % at {x:g}" for x, value in rows.set_index("overlap")["effect"].items()
+        ).replace("-", "−")
         for name, rows in effects.groupby("name", sort=False)
     )
-    paying = effects[effects["effect_high"] < 0].groupby("name", sort=False)["overlap"]
-    found = "; ".join(f"{name} at {', '.join(f'{x:g}' for x in at)}" for name, at in paying) or "none"
-    verdict = f"Below zero by the 95 % interval: {found}."
+    verdict = f"Below zero by the 95 % interval: {_listed(effects[effects['effect_high'] < 0])}."
     if effects["effect_high"].isna().all():
         verdict = "One seed gives no interval, so that none of the arms' effects is established."
+    lacking = _lacking(frame[frame["kind"] != "limit"], frame)
+    if len(lacking):
+        verdict += f" Above the best that sees one word, so lacking what one tells: {_listed(lacking)}."
+    if "baseline" in set(lacking["kind"]):
+        verdict += " Where random is among them, an arm's gain may be no more than that."
     return (
         "Lines of the effect on test perplexity against random vectors, by the share of content words that come from "
         f"any domain: {lines}. {verdict}"
     )
+
+
+def _lacking(models: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns the models that are above the best one that sees one word: they lack what one word tells."""
+    best = frame[frame["name"] == "last_1"].set_index("overlap")["perplexity"]
+    return models[models["perplexity"] > models["overlap"].map(best)]
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    """Returns each model of the rows with its overlaps: "lsa at 0, 0.6; bilm at 0", or "none"."""
+    groups = rows.groupby("name", sort=False)["overlap"]
+    return "; ".join(f"{name} at {', '.join(f'{x:g}' for x in at)}" for name, at in groups) or "none"
 
 
 def _of_one_world(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
