@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import minimize
@@ -24,7 +23,7 @@ from rtl_core.corpora.clusters import LatentSpace, document_counts, latent_space
 from rtl_core.corpora.corpus import SPLITS
 from rtl_core.corpora.vocabulary import Encoded
 from rtl_core.pretrain.classifier import accuracies
-from rtl_core.storage import StudyError, atomic, read_json
+from rtl_core.storage import StudyError, atomic, read_json, reading_model
 from rtl_core.texts import Text
 
 N_FOLDS = 5
@@ -275,7 +274,8 @@ def load_reader(folder: Path):
 
     Raises: StudyError when the model was given what a text of one's own has not, or the file is not whole.
     """
-    e = Experiment.from_dict(read_json(folder / "experiment.json")["experiment"])
+    with reading_model(folder):
+        e = Experiment.from_dict(read_json(folder / "experiment.json")["experiment"])
     if e.context_feature == "none":
         return None
     if e.context_feature not in READERS:
@@ -283,10 +283,5 @@ def load_reader(folder: Path):
             f"the model in {folder} was given {e.context_feature}, which a text of one's own does not have; "
             f"score it with a model of context_feature none, {' or '.join(READERS)}."
         )
-    try:
+    with reading_model(folder):
         return READERS[e.context_feature](**load_file(folder / "context.safetensors"))
-    except (SafetensorError, FileNotFoundError, TypeError) as error:
-        raise StudyError(
-            f"the model in {folder} is not whole ({error}); to train it again, delete the record "
-            f"{folder.name}.json and run its study again."
-        ) from error

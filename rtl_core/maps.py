@@ -6,7 +6,6 @@ map is made of its own table alone and then only turned onto the first one: UMAP
 towards the others.
 """
 
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,7 @@ from rtl_core.corpora.vocabulary import Vocabulary
 from rtl_core.embeddings import Embeddings
 from rtl_core.pretrain import pretrain
 from rtl_core.results import read_parquet
-from rtl_core.storage import StudyError, atomic, results_dir, say, unknown
+from rtl_core.storage import StudyError, atomic, file_stem, results_dir, say, unknown
 
 METHODS = ("pca", "umap")
 NEIGHBOURS = 10  # nearest words that a map is judged by; fewer on a map of few words
@@ -140,8 +139,7 @@ def stored_maps(
     vocabulary = Vocabulary.build(corpus.split("train"), 10_000)
     settings = [list(sources), n_words, dim, method, seed, VERSION, RECIPE["pretrain"]]
     key = identity(*settings, corpus.fingerprint, vocabulary.fingerprint)
-    readable = re.sub("[^0-9A-Za-z.-]+", "-", corpus.name)[-40:]
-    name = f"{readable}-{method}-{seed}-{key[:10]}.parquet"
+    name = f"{file_stem(corpus.name)}-{method}-{seed}-{key[:10]}.parquet"
     paths = [results_dir() / folder / name for folder in ("local/maps", "maps")]
     for path in paths:
         if path.exists():

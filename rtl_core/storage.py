@@ -5,12 +5,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 
 class StudyError(Exception):
@@ -100,6 +102,24 @@ def read_json(path: Path):
     except (ValueError, UnicodeDecodeError) as error:
         raise StudyError(
             f"{path} is not whole JSON ({error}). It was probably cut short; delete it and run again."
+        ) from error
+
+
+def file_stem(name: str) -> str:
+    """Returns a corpus's name as a part of a file's: folder:/some/where becomes folder-some-where."""
+    return re.sub("[^0-9A-Za-z.-]+", "-", name)[-40:]
+
+
+@contextmanager
+def reading_model(folder: Path):
+    """Says what to do when a part of a saved model is missing or not whole. Raises: StudyError."""
+    try:
+        yield
+    except (StudyError, SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        found = error if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
+        raise StudyError(
+            f"the model in {folder} is not whole ({found}); to train it again, delete the record "
+            f"{folder.name}.json and run its study again."
         ) from error
 
 

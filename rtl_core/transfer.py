@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -24,7 +23,7 @@ from rtl_core.input_layers import (
 from rtl_core.language_model import LSTMLanguageModel
 from rtl_core.pretrain import random_vectors
 from rtl_core.recurrent import Dropouts, make_lstm
-from rtl_core.storage import StudyError, atomic, read_json, write_json
+from rtl_core.storage import StudyError, atomic, read_json, reading_model, write_json
 from rtl_core.training import device
 
 
@@ -189,17 +188,11 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
 
     Raises: StudyError when a part is missing or not whole.
     """
-    notes = read_json(folder / "experiment.json")
-    vocabulary = Vocabulary.load(folder / "vocabulary.json")
-    experiment = Experiment.from_dict(notes["experiment"])
-    try:
-        model = _restored(load_file(folder / "model.safetensors"), experiment)
-    except (SafetensorError, FileNotFoundError, KeyError, ValueError, RuntimeError) as error:
-        raise StudyError(
-            f"the model in {folder} is not whole ({error}); to train it again, delete the record "
-            f"{folder.name}.json and run its study again."
-        ) from error
-    return model.eval(), vocabulary, notes["tokenizer"]
+    with reading_model(folder):
+        notes = read_json(folder / "experiment.json")
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        model = _restored(load_file(folder / "model.safetensors"), Experiment.from_dict(notes["experiment"]))
+        return model.eval(), vocabulary, notes["tokenizer"]
 
 
 def _restored(tensors: dict, experiment: Experiment) -> LSTMLanguageModel:

@@ -25,6 +25,7 @@ def pytest_configure(config):
     config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
     os.environ.update(RTL_CACHE_DIR=str(home / "cache"), RTL_RESULTS_DIR=str(home / "results"))
     os.environ.setdefault("RTL_SIZE", "smoke")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes and kernels share the cores
     reference = ROOT / "results" / "reference"
     if reference.is_dir():
         shutil.copytree(reference, home / "results" / "reference")

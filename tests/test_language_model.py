@@ -224,9 +224,19 @@ def test_a_saved_model_scores_the_same(tmp_path, vocabulary, text, changes):
     assert np.array_equal(token_nats(loaded, text, "document"), token_nats(model, text, "document"))
 
 
-def test_a_model_cut_short_says_so(tmp_path, vocabulary):
+@pytest.mark.parametrize(
+    ("part", "content"),
+    [
+        ("model.safetensors", b"cut"),
+        ("model.safetensors", None),
+        ("vocabulary.json", b"{}"),
+        ("vocabulary.json", b'{"words": ["<unk>"'),
+        ("experiment.json", b'{"experiment": {"no_setting": 1}, "tokenizer": ""}'),
+        ("experiment.json", None),
+    ],
+)
+def test_a_model_that_is_not_whole_says_how_to_have_it_again(tmp_path, vocabulary, part, content):
     save_model(tmp_path, small_model(vocabulary), vocabulary, small_experiment(), "prose")
-    whole = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(StudyError, match="not whole"):
+    (tmp_path / part).unlink() if content is None else (tmp_path / part).write_bytes(content)
+    with pytest.raises(StudyError, match=f"not whole.*delete the record {tmp_path.name}.json and run"):
         load_model(tmp_path)

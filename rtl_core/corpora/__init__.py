@@ -1,6 +1,5 @@
 """Text in: `load_corpus(name)` returns any corpus, parsed once and kept; the rest serves `rtl data`."""
 
-import re
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from rtl_core.corpora.sources import (
     source,
 )
 from rtl_core.corpora.vocabulary import Vocabulary
-from rtl_core.storage import StudyError, cache_dir, lock_beside
+from rtl_core.storage import StudyError, cache_dir, file_stem, lock_beside
 
 __all__ = [
     "Corpus", "Document", "Vocabulary", "check", "corpora_table", "get", "load_corpus", "sample_documents"
@@ -52,7 +51,7 @@ def load_corpus(name: str) -> Corpus:
     """
     read, content = _reader(name)
     key = identity(name, content, RECIPE)[:16]
-    path = cache_dir() / "corpora" / f"{re.sub('[^0-9A-Za-z]+', '-', name)[-40:]}-{key}.parquet"
+    path = cache_dir() / "corpora" / f"{file_stem(name)}-{key}.parquet"
     if path.exists():
         return Corpus.load(path)
     with lock_beside(path):  # two runs that start at once read it once

@@ -137,9 +137,7 @@ def name_ends(ax, at: float = 1.02) -> None:
     heights = np.array([LINE * letter * (name.count("\n") + 1) for name in names])
     ends = ax.transAxes.inverted().transform([ends[line] for line in lines])
     stacked = heights.cumsum() - heights / 2
-    free = (
-        ends[:, 1].clip(0, 1) - stacked
-    )  # where the names were to start; those of near ends share the middle
+    free = ends[:, 1].clip(0, 1) - stacked  # where names were to start; those of near ends share the middle
     places = stacked + (np.maximum.accumulate(free) + np.minimum.accumulate(free[::-1])[::-1]) / 2
     for line, name, end, y in zip(lines, names, ends, places):
         sample = Line2D([at, at + 0.025, at + 0.05], [y] * 3, markevery=[1], transform=ax.transAxes)
