@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import textwrap
 import types
 import typing
 from dataclasses import fields
@@ -143,7 +144,9 @@ def _data(arguments) -> int:
         print(corpora.get(arguments.name))
         return 0
     if arguments.action == "list":
-        _show(arguments, corpora.corpora_table())
+        rows = corpora.corpora_table()
+        width = max(len(row["name"]) for row in rows)
+        _show(arguments, rows, "\n".join(f"{r['name']:{width}}  {r['kind']:8}  {r['where']}" for r in rows))
         return 0
     rows = corpora.check(arguments.name)
     _show(arguments, rows)
@@ -310,6 +313,9 @@ def _report(arguments) -> None:
             print(f"wrote {path}", file=sys.stderr)
         return
     results = load_results(arguments.results)
+    own = [(results_dir() / "local" / f"{record.name}.json").exists() for record in results.records]
+    if arguments.results is None and not all(own):
+        print("the committed records, until you have a study of your own (make study)", file=sys.stderr)
     if told := sorted({r.told for r in results.records} - {""}):
         print(f"left out, because the perplexity is no result: {', '.join(told)}", file=sys.stderr)
         results = results.honest
@@ -331,7 +337,7 @@ def _doctor(arguments) -> None:
         + "; ".join(f"{c['name']} {'at hand' if c['at_hand'] else 'not here'}" for c in found["corpora"]),
         "a study takes here: " + (", ".join(f"{k} {v}" for k, v in sizes.items()) or "not known, no records"),
     ]
-    _show(arguments, found, "\n".join(lines))
+    _show(arguments, found, "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,9 +63,13 @@ def _few(table: pd.DataFrame) -> pd.DataFrame:
     return table[plain & table["source"].isin([*SHOWN, "lsa"])]
 
 
-def _changed_contexts(results: Results, kind: str):
+def _changed_contexts(results: Results):
     found = _few(awareness.summary(results, _tables(results, "awareness")))
-    return found[(found["kind"] == kind) & found["n"].between(5, 200)]
+    return found[found["n"].between(5, 200)]
+
+
+def _of_kind(shown: Callable, table: pd.DataFrame, kind: str):
+    return shown(table[table["kind"] == kind], column="difference")
 
 
 def _continued(results: Results):
@@ -91,13 +95,11 @@ SECTIONS = (
             lambda results: correlations(_tables(results, "geometry", "intrinsic"), results),
             figures.plot_correlations, figures.describe_correlations),
     Section("awareness", "Is it aware? What is lost when the context is cut",
-            partial(_changed_contexts, kind=awareness.CUT),
-            partial(figures.plot_awareness, column="difference"),
-            partial(figures.describe_awareness, column="difference")),
+            _changed_contexts, partial(_of_kind, figures.plot_awareness, kind=awareness.CUT),
+            partial(_of_kind, figures.describe_awareness, kind=awareness.CUT)),
     Section("transplanted", "And when the text before the last words is another document's",
-            partial(_changed_contexts, kind=awareness.FOREIGN),
-            partial(figures.plot_awareness, column="difference"),
-            partial(figures.describe_awareness, column="difference")),
+            _changed_contexts, partial(_of_kind, figures.plot_awareness, kind=awareness.FOREIGN),
+            partial(_of_kind, figures.describe_awareness, kind=awareness.FOREIGN)),
     Section("probes", "Does the model's state say what the document is about?",
             lambda results: _few(probes.summary(results, _tables(results, "probes"))),
             figures.plot_probes, figures.describe_probes),
@@ -149,7 +151,8 @@ def _parts(results: Results) -> list[tuple[str, str, Callable | None]]:
     main = results.of(*MAIN)
     table = compare(main)
     parts = [("perplexity", f"## Perplexities\n\n{markdown_table(table)}", partial(_perplexities, table))]
-    parts += [_found(section, results.of(*section.studies)) for section in SECTIONS]
+    made = cache(lambda table, studies: table(results.of(*studies)))  # two sections show parts of one table
+    parts += [_found(section, made) for section in SECTIONS]
     return parts + [_answer(results, name) for name in QUESTIONS if _is_there(results, name)]
 
 
@@ -172,9 +175,9 @@ def _overview(results: Results) -> str:
     )
 
 
-def _found(section: Section, results: Results) -> tuple[str, str, Callable | None]:
+def _found(section: Section, made: Callable) -> tuple[str, str, Callable | None]:
     try:
-        table = section.table(results)
+        table = made(section.table, section.studies)
     except StudyError as error:  # nothing was measured
         return section.name, f"## {section.title}\n\nNot shown: {error}\n", None
     draw = partial(lambda table: (section.plot(table), section.describe(table)), table)

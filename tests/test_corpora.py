@@ -519,6 +519,16 @@ def test_own_text_that_cannot_be_used_is_refused(tmp_path, name, content, messag
         load_corpus(f"folder:{tmp_path / 'own'}")
 
 
+def test_a_split_of_which_nothing_is_new_says_what_was_repeated(tmp_path):
+    words = sentence(np.random.default_rng(0))
+    for split in ("train", "valid", "test"):
+        write(tmp_path / split / "a.txt", words)
+    with pytest.raises(
+        StudyError, match="'valid': 1, .*valid/a.txt and all others in valid repeat an earlier split"
+    ):
+        load_corpus(f"folder:{tmp_path}")
+
+
 # Names
 
 

@@ -111,11 +111,16 @@ def read_folder(name: str, files: dict[str, str]) -> Corpus:
         documents.append(Document(identifier, domain, split, paragraphs_of(text)))
     with_text = [d for d in documents if d.paragraphs]
     kept, n_dropped = drop_near_duplicates(with_text)
-    counts = {split: sum(d.split == split for d in kept) for split in SPLITS}
+    read, counts = (
+        {split: sum(d.split == split for d in docs) for split in SPLITS} for docs in (with_text, kept)
+    )
     if not all(counts.values()):
+        empty = next(split for split in SPLITS if not counts[split])
+        repeats = [d.id for d in with_text if d.split == empty]
+        why = f"; {repeats[0]} and all others in {empty} repeat an earlier split" if repeats else ""
         raise StudyError(
-            f"{name} has {len(rows)} documents, without near-duplicates by split {counts}: every split needs "
-            "some. Add documents, or lay them into folders train, valid, test (or give a column `split`)."
+            f"{name} has {len(rows)} documents, by split {read}, and without near-duplicates {counts}{why}: every "
+            "split needs some. Add documents, or lay them into folders train, valid, test (or give a column `split`)."
         )
     report = {"without_text": len(rows) - len(with_text), "near_duplicates": n_dropped}
     return Corpus(name, kept, report=report)
