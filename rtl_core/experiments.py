@@ -163,9 +163,12 @@ def _progress(parallel: Parallel, jobs: list) -> None:
     with warnings.catch_warnings():
         # joblib replaces a worker whose memory has grown, which is as it should be
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
-        for line in tqdm(parallel(jobs), "study", len(jobs), disable=None, unit="job"):
-            with tqdm.external_write_mode():
-                say(line)
+        try:
+            for line in tqdm(parallel(jobs), "study", len(jobs), disable=None, unit="job"):
+                with tqdm.external_write_mode():
+                    say(line)
+        except StudyError as error:
+            raise error from None  # its message says all; joblib's cause is the worker's traceback
 
 
 @contextmanager

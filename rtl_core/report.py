@@ -49,6 +49,7 @@ class Section(NamedTuple):
     plot: Callable
     describe: Callable
     studies: tuple[str, ...] = MAIN
+    note: str = ""  # what its words mean, where a row of its own would not say it
 
 
 def _few_slices(results: Results):
@@ -93,7 +94,12 @@ SECTIONS = (
             partial(figures.plot_measure, measure="purity"), partial(figures.describe_measure, measure="purity")),
     Section("correlations", "Does anything that is measured of a table foretell the gain?",
             lambda results: correlations(_tables(results, "geometry", "intrinsic"), results),
-            figures.plot_correlations, figures.describe_correlations),
+            figures.plot_correlations, figures.describe_correlations,
+            note="Of the pre-trained table: purity, the share of a word's ten nearest that are of its domain; "
+            "silhouette, how much nearer a word is to its own domain's words than to the nearest other domain's; CKA "
+            "and Procrustes, how alike, and how far apart, it and what fine-tuning made of it are; mean cosine, how "
+            "far all words point one way; participation ratio and effective rank, how many dimensions it uses; the "
+            "others, how well its cosines agree with human judgements.\n"),
     Section("awareness", "Is it aware? What is lost when the context is cut",
             _changed_contexts, partial(_of_kind, figures.plot_awareness, kind=awareness.CUT),
             partial(_of_kind, figures.describe_awareness, kind=awareness.CUT)),
@@ -181,7 +187,7 @@ def _found(section: Section, made: Callable) -> tuple[str, str, Callable | None]
     except StudyError as error:  # nothing was measured
         return section.name, f"## {section.title}\n\nNot shown: {error}\n", None
     draw = partial(lambda table: (section.plot(table), section.describe(table)), table)
-    return section.name, f"## {section.title}\n", draw
+    return section.name, f"## {section.title}\n" + f"\n{section.note}" * bool(section.note), draw
 
 
 def _perplexities(table):
@@ -245,7 +251,8 @@ def _results_page(results: Results, text: str) -> str:
         "is stale. `reference/` holds one JSON for each finished run of `make study SIZE=laptop`, of SIZE=tasks (the "
         "sources that need labelled files), of the further studies below, and of topicworld; the sums of their token "
         "ledgers by document, and what `rtl analyse` found in their models; your own runs go to `local/`, which git "
-        "ignores.\n\n"
+        "ignores. What we find, in plain sentences, is in [README](../README.md#what-we-find); terms are in the "
+        "[glossary](../docs/glossary.md).\n\n"
         f"{text}\n## What the pre-training tasks reached on their own test text\n\n"
         + "\n".join(lines)
         + f"\n\nMade by commit {', '.join(made)}.\n"

@@ -19,6 +19,7 @@ from rtl_core.choices import CHOICES
 from rtl_core.config import SCORE_CONTEXTS, Experiment
 from rtl_core.embeddings import Embeddings
 from rtl_core.findings import VERSIONS, load_findings
+from rtl_core.results import collect, load_results
 from rtl_core.storage import results_dir
 from rtl_core.studies import FEW_ARMS, STUDY_SIZES
 
@@ -224,6 +225,10 @@ def test_study_then_report(small_study, capsys):
     assert code == 0 and sorted(r["record"] for r in json.loads(out)) == sorted(r["record"] for r in rows)
     code, out, _ = call(capsys, "report", "--results", "local")
     assert code == 0 and "domain-sentence, fine-tuned" in out and "baseline" in out
+    collect(load_results("local"), results_dir() / "reference")
+    assert "the committed records" not in call(capsys, "report")[2]
+    shutil.rmtree(results_dir() / "local")
+    assert "the committed records, until you have a study of your own" in call(capsys, "report")[2]
 
 
 def test_analyse_measures_what_is_there_and_says_what_is_not(small_study, capsys):

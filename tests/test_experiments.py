@@ -599,6 +599,14 @@ def test_two_workers_make_the_same_records_as_one(
     assert "5 of 5 runs loaded from records, 0 to do" in capsys.readouterr().err
 
 
+def test_what_a_worker_refuses_comes_without_its_traceback(folder_corpus, fresh_workers, monkeypatch):
+    monkeypatch.delenv("RTL_DATA_DIR", raising=False)
+    wanted = [small_grid(folder_corpus)[0].replace(source=source) for source in ("random", "sentiment")]
+    with pytest.raises(StudyError, match="sst-2 is not at hand") as caught:
+        run_all(wanted, workers=2)
+    assert caught.value.__cause__ is None
+
+
 def test_a_dask_cluster_makes_the_same_records(folder_corpus, monkeypatch, tmp_path):
     distributed = pytest.importorskip("distributed")
     wanted = small_grid(folder_corpus)[:3]
