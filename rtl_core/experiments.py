@@ -140,7 +140,10 @@ def _workers(workers: int, scheduler: str | None):
             parallel_config("loky", n_jobs=workers, inner_max_num_threads=1),
             Parallel(return_as="generator_unordered") as parallel,
         ):
-            yield parallel
+            try:
+                yield parallel
+            except StudyError as error:
+                raise error from None  # its message says all; joblib's cause is the worker's traceback
 
     @contextmanager
     def cluster():
@@ -163,12 +166,9 @@ def _progress(parallel: Parallel, jobs: list) -> None:
     with warnings.catch_warnings():
         # joblib replaces a worker whose memory has grown, which is as it should be
         warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
-        try:
-            for line in tqdm(parallel(jobs), "study", len(jobs), disable=None, unit="job"):
-                with tqdm.external_write_mode():
-                    say(line)
-        except StudyError as error:
-            raise error from None  # its message says all; joblib's cause is the worker's traceback
+        for line in tqdm(parallel(jobs), "study", len(jobs), disable=None, unit="job"):
+            with tqdm.external_write_mode():
+                say(line)
 
 
 @contextmanager

@@ -22,7 +22,14 @@ from rtl_core.findings import collect_findings, load_findings
 from rtl_core.results import Results, collect, load_results
 from rtl_core.storage import StudyError, atomic, project_root, results_dir
 from rtl_core.studies import NAMED, STUDY_SIZES, StudySize
-from rtl_core.tables import control_rows, markdown_rows, markdown_table, overview_rows, source_rows
+from rtl_core.tables import (
+    captured_rows,
+    control_rows,
+    markdown_rows,
+    markdown_table,
+    overview_rows,
+    source_rows,
+)
 
 # README.md shows what answers the main question; results/README.md also what these studies ask.
 MAIN = ("laptop", "tasks")
@@ -38,6 +45,12 @@ QUESTIONS = {
 }
 # Sources that a figure shows where all are too many for it.
 SHOWN = ("random", "word2vec-sg", "bilm", "domain-paragraph", "permuted:word2vec-sg")
+OF_TABLES = (
+    "Of the pre-trained table: purity, the share of a word's ten nearest that are of its domain; silhouette, by how "
+    "much nearer it is to words of its own domain than to those of the nearest other; CKA and Procrustes, how alike and "
+    "how far apart it and its fine-tuned form are; mean cosine, how far all words point one way; participation ratio "
+    "and effective rank, how many dimensions it uses; the others, how its cosines agree with human judgements."
+)
 
 
 class Section(NamedTuple):
@@ -49,7 +62,7 @@ class Section(NamedTuple):
     plot: Callable
     describe: Callable
     studies: tuple[str, ...] = MAIN
-    note: str = ""  # what its words mean, where a row of its own would not say it
+    text: Callable = lambda results: ""  # before the figure, of the same records
 
 
 def _few_slices(results: Results):
@@ -78,6 +91,18 @@ def _continued(results: Results):
     return found[found["opening"] == found["opening"].max()]
 
 
+def _captured(results: Results) -> str:
+    models = results.select(r.name for r in results.records if r.experiment["model"] == "lstm")
+    found = limits.captured(models, _tables(models, "awareness"))
+    table = markdown_rows(captured_rows(found[found["n"].isin([5, 20])]))
+    return (
+        f"{table}\n\nshare beyond n words: what an arm loses when its context is cut to the last n, in parts of what "
+        "the best model there can be loses, of the same tokens, with its 95 % interval. A model that makes little of "
+        "its last n words has a large one too, as the permuted control shows: read it beside how far above the best "
+        "the arm is."
+    )
+
+
 def _tables(results: Results, *analyses: str):
     names = [record.name for record in results.records]
     return pd.concat([load_findings(name, names, every=False) for name in analyses], ignore_index=True)
@@ -95,11 +120,7 @@ SECTIONS = (
     Section("correlations", "Does anything that is measured of a table foretell the gain?",
             lambda results: correlations(_tables(results, "geometry", "intrinsic"), results),
             figures.plot_correlations, figures.describe_correlations,
-            note="Of the pre-trained table: purity, the share of a word's ten nearest that are of its domain; "
-            "silhouette, how much nearer a word is to its own domain's words than to the nearest other domain's; CKA "
-            "and Procrustes, how alike, and how far apart, it and what fine-tuning made of it are; mean cosine, how "
-            "far all words point one way; participation ratio and effective rank, how many dimensions it uses; the "
-            "others, how well its cosines agree with human judgements.\n"),
+            text=lambda results: OF_TABLES),
     Section("awareness", "Is it aware? What is lost when the context is cut",
             _changed_contexts, partial(_of_kind, figures.plot_awareness, kind=awareness.CUT),
             partial(_of_kind, figures.describe_awareness, kind=awareness.CUT)),
@@ -112,7 +133,7 @@ SECTIONS = (
     Section("generation", "Does a text that the model writes stay in the domain of its opening?",
             _continued, lambda table: figures.plot_generation(table)[0], figures.describe_generation),
     Section("topicworld", "A language with known limits: how near does each arm come?",
-            limits.between, figures.plot_limits, figures.describe_limits, ("topicworld",)),
+            limits.between, figures.plot_limits, figures.describe_limits, ("topicworld",), text=_captured),
     Section("topicworld-overlap", "As domains share more of their words, when does a table pay?",
             limits.between, figures.plot_overlap, figures.describe_overlap, ("topicworld-overlap",)),
 )  # fmt: skip
@@ -183,11 +204,11 @@ def _overview(results: Results) -> str:
 
 def _found(section: Section, made: Callable) -> tuple[str, str, Callable | None]:
     try:
-        table = made(section.table, section.studies)
+        table, text = (made(part, section.studies) for part in (section.table, section.text))
     except StudyError as error:  # nothing was measured
         return section.name, f"## {section.title}\n\nNot shown: {error}\n", None
     draw = partial(lambda table: (section.plot(table), section.describe(table)), table)
-    return section.name, f"## {section.title}\n" + f"\n{section.note}" * bool(section.note), draw
+    return section.name, f"## {section.title}\n" + f"\n{text}\n" * bool(text), draw
 
 
 def _perplexities(table):

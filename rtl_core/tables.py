@@ -190,3 +190,14 @@ def markdown_rows(rows: list[dict]) -> str:
     lines = [tuple(rows[0]), ("---",) * len(rows[0])]
     lines += [tuple(DASH if value is None else str(value) for value in row.values()) for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def captured_rows(found: pd.DataFrame) -> list[dict]:
+    """Returns a row an arm: the share of the available global information that it captures, of `limits.captured`."""
+    ranges = [f"{row.share:.2f} ({row.share_low:.2f} to {row.share_high:.2f})" for row in found.itertuples()]
+    keys = found.assign(range=ranges).set_index(["name", "above_full", "n"])
+    return [
+        {"arm": name, "above the best (nats)": f"{above:.3f}"}
+        | {f"share beyond {n} words": share for n, share in row.items()}
+        for (name, above), row in keys["range"].unstack(sort=False).iterrows()
+    ]
