@@ -48,8 +48,8 @@ SHOWN = ("random", "word2vec-sg", "bilm", "domain-paragraph", "permuted:word2vec
 OF_TABLES = (
     "Of the pre-trained table: purity, the share of a word's ten nearest that are of its domain; silhouette, by how "
     "much nearer it is to words of its own domain than to those of the nearest other; CKA and Procrustes, how alike "
-    "and how far apart it and its fine-tuned form are; mean cosine, how far all words point one way; participation ratio "
-    "and effective rank, how many dimensions it uses; the others, how its cosines agree with human judgements."
+    "and how far apart it and its fine-tuned form are; mean cosine, how far all words point one way; participation "
+    "ratio and effective rank, how many dimensions it uses; the others, how its cosines agree with human judgements."
 )
 
 
