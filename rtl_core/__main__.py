@@ -277,7 +277,7 @@ def _analyse(arguments) -> int:
 
 def _model_folder(name: str) -> Path:
     """Returns the folder of a saved model. Raises: StudyError that lists the models there are."""
-    if (folder := Path(name)).is_dir():
+    if ((folder := Path(name)) / "experiment.json").is_file():
         return folder
     folders = sorted((results_dir() / "local" / "models").glob("*/"))
     found = [folder for folder in folders if folder.name.startswith(name)]
@@ -313,8 +313,7 @@ def _report(arguments) -> None:
             print(f"wrote {path}", file=sys.stderr)
         return
     results = load_results(arguments.results)
-    own = [(results_dir() / "local" / f"{record.name}.json").exists() for record in results.records]
-    if arguments.results is None and not all(own):
+    if arguments.results is None and results.folder == results_dir() / "reference":
         print("the committed records, until you have a study of your own (make study)", file=sys.stderr)
     if told := sorted({r.told for r in results.records} - {""}):
         print(f"left out, because the perplexity is no result: {', '.join(told)}", file=sys.stderr)
@@ -333,11 +332,17 @@ def _doctor(arguments) -> None:
         ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
         f"device {found['device']}, {found['cores']} cores, {found['threads']} threads; bf16 products "
         + ("in hardware" if found["bf16"] else "not in hardware: float32 is used"),
-        "corpora: "
-        + "; ".join(f"{c['name']} {'at hand' if c['at_hand'] else 'not here'}" for c in found["corpora"]),
+        *(
+            f"{words}: " + (", ".join(c["name"] for c in found["corpora"] if c["at_hand"] is here) or "none")
+            for words, here in (("data at hand", True), ("not here", False))
+        ),
         "a study takes here: " + (", ".join(f"{k} {v}" for k, v in sizes.items()) or "not known, no records"),
     ]
-    _show(arguments, found, "\n".join(textwrap.fill(line, 100, subsequent_indent="  ") for line in lines))
+    _show(
+        arguments,
+        found,
+        "\n".join(textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False) for line in lines),
+    )
 
 
 if __name__ == "__main__":

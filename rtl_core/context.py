@@ -21,7 +21,7 @@ from rtl_core.choices import ORACLE
 from rtl_core.config import Experiment, derive_seed
 from rtl_core.corpora.clusters import LatentSpace, document_counts, latent_space, running_sums, unit
 from rtl_core.corpora.corpus import SPLITS
-from rtl_core.corpora.vocabulary import Encoded
+from rtl_core.corpora.vocabulary import Encoded, Vocabulary
 from rtl_core.pretrain.classifier import accuracies
 from rtl_core.storage import StudyError, atomic, read_json, reading_model
 from rtl_core.texts import Text
@@ -93,6 +93,10 @@ class TopicClassifier:
         """Returns for every token p(domain | what stands before it in its document). Shape (N, K)."""
         return np.exp(self.log_posterior(running_sums(text, self.evidence), _tokens_before(text)))
 
+    def faults(self, n_words: int) -> str:
+        """Returns what does not fit of a stored reader, or nothing."""
+        return "" if self.evidence.shape == (n_words, len(self.prior)) else f"evidence {self.evidence.shape}"
+
     def features(self, text: Encoded) -> np.ndarray:
         """Returns the posterior as it enters a model, see `centred`. Shape float32 (N, K)."""
         return centred(self.posterior(text))
@@ -123,6 +127,13 @@ class History(LatentSpace):
         # in a small text some directions hold rounding errors only, which no two machines share
         space = replace(space, directions=space.directions * (space.strengths > 1e-5 * space.strengths[0]))
         return cls(space.directions, space.strengths, space.weights, space.documents[:0])  # those are large
+
+    def faults(self, n_words: int) -> str:
+        """Returns what does not fit of a stored reader, or nothing."""
+        fit = (
+            self.directions.shape == (len(self.weights), len(self.strengths)) and len(self.weights) == n_words
+        )
+        return "" if fit else f"directions {self.directions.shape}"
 
     def features(self, text: Encoded) -> np.ndarray:
         """Returns the direction in which each document has moved so far. Shape float32 (N, D)."""
@@ -284,4 +295,8 @@ def load_reader(folder: Path):
             f"score it with a model of context_feature none, {' or '.join(READERS)}."
         )
     with reading_model(folder):
-        return READERS[e.context_feature](**load_file(folder / "context.safetensors"))
+        parts, words = load_file(folder / "context.safetensors"), Vocabulary.load(folder / "vocabulary.json")
+        reader = READERS[e.context_feature](**parts)
+        if wrong := reader.faults(len(words)):
+            raise ValueError(f"the parts of its reader do not fit one another: {wrong}")
+        return reader

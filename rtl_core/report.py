@@ -46,10 +46,10 @@ QUESTIONS = {
 # Sources that a figure shows where all are too many for it.
 SHOWN = ("random", "word2vec-sg", "bilm", "domain-paragraph", "permuted:word2vec-sg")
 OF_TABLES = (
-    "Of the pre-trained table: purity, the share of a word's ten nearest that are of its domain; silhouette, by how "
-    "much nearer it is to words of its own domain than to those of the nearest other; CKA and Procrustes, how alike "
-    "and how far apart it and its fine-tuned form are; mean cosine, how far all words point one way; participation "
-    "ratio and effective rank, how many dimensions it uses; the others, how its cosines agree with human judgements."
+    "Of the pre-trained table: purity, the share of a word's nearest that are of its domain; silhouette, how much "
+    "nearer it is to these than to words of the nearest other domain; CKA and Procrustes, how alike and how far "
+    "apart it and its fine-tuned form are; mean cosine, how far all words point one way; participation ratio and "
+    "effective rank, how many dimensions it uses; the others, how well it solves what people did."
 )
 
 
@@ -98,8 +98,7 @@ def _captured(results: Results) -> str:
     return (
         f"{table}\n\nshare beyond n words: what an arm loses when its context is cut to the last n, in parts of what "
         "the best model there can be loses, of the same tokens, with its 95 % interval. A model that makes little of "
-        "its last n words has a large one too, as the permuted control shows: read it beside how far above the best "
-        "the arm is."
+        "its last n words has a large one too: read it beside how far its loss, a token of these, is above the best."
     )
 
 
@@ -178,7 +177,7 @@ def _parts(results: Results) -> list[tuple[str, str, Callable | None]]:
     main = results.of(*MAIN)
     table = compare(main)
     parts = [("perplexity", f"## Perplexities\n\n{markdown_table(table)}", partial(_perplexities, table))]
-    made = cache(lambda table, studies: table(results.of(*studies)))  # two sections show parts of one table
+    made = cache(lambda part, studies: part(results.of(*studies)))  # two sections show parts of one table
     parts += [_found(section, made) for section in SECTIONS]
     return parts + [_answer(results, name) for name in QUESTIONS if _is_there(results, name)]
 
@@ -204,10 +203,14 @@ def _overview(results: Results) -> str:
 
 def _found(section: Section, made: Callable) -> tuple[str, str, Callable | None]:
     try:
-        table, text = (made(part, section.studies) for part in (section.table, section.text))
+        table = made(section.table, section.studies)
     except StudyError as error:  # nothing was measured
         return section.name, f"## {section.title}\n\nNot shown: {error}\n", None
     draw = partial(lambda table: (section.plot(table), section.describe(table)), table)
+    try:
+        text = made(section.text, section.studies)
+    except StudyError as error:
+        text = f"Not shown: {error}"
     return section.name, f"## {section.title}\n" + f"\n{text}\n" * bool(text), draw
 
 

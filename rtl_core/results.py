@@ -119,6 +119,7 @@ class Results:
 
     records: list[Record]
     documents: pd.DataFrame
+    folder: Path | None = None  # where they were loaded from; None: a selection
 
     def select(self, names) -> "Results":
         """Returns the records of these names. Raises: StudyError when one is missing."""
@@ -215,7 +216,8 @@ def _load(folder: Path, corpus: str | None) -> Results:
     chosen = [frames[r.name] for r in records.values() if r.name in frames]
     columns = ["record", *DOCUMENT_COLUMNS]
     empty = pd.DataFrame(columns=columns)
-    return Results(list(records.values()), pd.concat(chosen, ignore_index=True)[columns] if chosen else empty)
+    documents = pd.concat(chosen, ignore_index=True)[columns] if chosen else empty
+    return Results(list(records.values()), documents, folder)
 
 
 def read_parquet(path: Path, advice: str = "Delete it and run again: it is made anew.") -> pd.DataFrame:

@@ -106,8 +106,12 @@ def read_json(path: Path):
 
 
 def file_stem(name: str) -> str:
-    """Returns a corpus's name as a part of a file's: folder:/some/where becomes folder-some-where."""
-    return re.sub("[^0-9A-Za-z.-]+", "-", name)[-40:]
+    """Returns a corpus's name, or its last 40 characters, as a part of a file's name.
+
+    >>> file_stem("folder:/some/where")
+    'folder-some-where'
+    """
+    return re.sub("[^0-9A-Za-z.-]+", "-", name)[-40:].lstrip("-.")
 
 
 @contextmanager
@@ -115,11 +119,12 @@ def reading_model(folder: Path):
     """Says what to do when a part of a saved model is missing or not whole. Raises: StudyError."""
     try:
         yield
-    except (StudyError, SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        found = error if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
+    except (StudyError, SafetensorError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        found = error.__cause__ or error  # what was found, without advice for other files
+        why = str(found).rstrip(".") if isinstance(found, StudyError) else f"{type(found).__name__}: {found}"
         raise StudyError(
-            f"the model in {folder} is not whole ({found}); to train it again, delete the record "
-            f"{folder.name}.json and run its study again."
+            f"the model in {folder} is not whole ({why}); to train it again, delete the record {folder.name}.json "
+            "and run its study again."
         ) from error
 
 

@@ -183,7 +183,7 @@ STUDY_SIZES = {
     ),
     "lm-sizes": StudySize(3, LAPTOP, LM_SIZE_ARMS, along="lm_tokens"),
     "pretrain-sizes": StudySize(3, LAPTOP, PRETRAIN_SIZE_ARMS, along="pretrain_tokens"),
-    # On two cores: about 7 minutes; 15; half a minute.
+    # On two cores about 7 minutes, 15, and half a minute.
     "topicworld": StudySize(3, TOPICWORLD, TOPICWORLD_ARMS),
     "topicworld-overlap": StudySize(3, TOPICWORLD | {"lm_tokens": 450_000, "max_epochs": 6}, OVERLAP_ARMS),
     "topicworld-smoke": StudySize(1, SMALL_WORLD, TOPICWORLD_ARMS),
@@ -271,6 +271,9 @@ def grid(name: str) -> list[Experiment]:
     size = STUDY_SIZES[name]
     base = Experiment(**size.settings)
     arms = [base.replace(seed=seed, **arm) for arm in size.arms for seed in range(size.seeds)]
-    simple = [base.replace(model=model) for model in ("unigram", "kneser-ney")]
+    corpora = dict.fromkeys(arm.corpus for arm in arms)
+    simple = [
+        base.replace(model=model, corpus=name) for name in corpora for model in ("unigram", "kneser-ney")
+    ]
     everything = [base.replace(lm_tokens=None, max_epochs=size.bound_epochs)] if size.bound_epochs else []
     return [*everything, *arms, *simple]  # the longest first, so that no worker is left waiting at the end

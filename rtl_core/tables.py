@@ -193,11 +193,15 @@ def markdown_rows(rows: list[dict]) -> str:
 
 
 def captured_rows(found: pd.DataFrame) -> list[dict]:
-    """Returns a row an arm: the share of the available global information that it captures, of `limits.captured`."""
-    ranges = [f"{row.share:.2f} ({row.share_low:.2f} to {row.share_high:.2f})" for row in found.itertuples()]
-    keys = found.assign(range=ranges).set_index(["name", "above_full", "n"])
-    return [
-        {"arm": name, "above the best (nats)": f"{above:.3f}"}
-        | {f"share beyond {n} words": share for n, share in row.items()}
-        for (name, above), row in keys["range"].unstack(sort=False).iterrows()
-    ]
+    """Returns a row an arm: the share of the available global information that it captures.
+
+    `found`: of `limits.captured`, of one corpus.
+    """
+    rows: dict[str, dict] = {}
+    for _, one in found.iterrows():
+        row = rows.setdefault(
+            one["name"], {"arm": one["name"], "above the best (nats)": f"{one['above_full']:.3f}"}
+        )
+        ends = "" if pd.isna(one["share_low"]) else f" ({one['share_low']:.2f} to {one['share_high']:.2f})"
+        row[f"share beyond {one['n']} words"] = f"{one['share']:.2f}{ends}"
+    return list(rows.values())

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from rtl_core.config import Experiment, derive_seed
+from rtl_core.corpora.text import TOKENIZERS
 from rtl_core.corpora.vocabulary import EOS_ID, Vocabulary
 from rtl_core.criteria import OutputLayer, make_output
 from rtl_core.embeddings import Embeddings
@@ -192,6 +193,11 @@ def load_model(folder: Path) -> tuple[LSTMLanguageModel, Vocabulary, str]:
         notes = read_json(folder / "experiment.json")
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
         model = _restored(load_file(folder / "model.safetensors"), Experiment.from_dict(notes["experiment"]))
+        known, rows = len(vocabulary.ids), len(model.built_from["covered"])
+        if not known == len(vocabulary.words) == len(vocabulary.counts) == rows:
+            raise ValueError(f"its vocabulary has {known} different words, its table {rows} rows")
+        if notes["tokenizer"] not in TOKENIZERS:
+            raise ValueError(f"its tokenizer is {notes['tokenizer']!r}; known are {', '.join(TOKENIZERS)}")
         return model.eval(), vocabulary, notes["tokenizer"]
 
 
@@ -203,5 +209,10 @@ def _restored(tensors: dict, experiment: Experiment) -> LSTMLanguageModel:
     model = _assembled(experiment, Tables(empty, covered, outputs, kept), counts.numpy(), int(n_features))
     if experiment.output_init == "tied":
         tensors["output.weight"] = tensors["table.weight"]
-    model.load_state_dict(tensors)
+    if bad := [name for name, values in tensors.items() if not values.isfinite().all()]:
+        raise ValueError(f"not all numbers of {', '.join(bad)} are finite")
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # parts that are missing or of another size; torch has one error for much
+        raise ValueError(" ".join(str(error).split())) from None
     return model

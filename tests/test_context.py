@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save
 
 from rtl_core import context, experiments, texts
 from rtl_core.batches import stream_batches, unit_batches
@@ -140,10 +141,18 @@ def test_a_reader_that_was_stored_says_the_same(feature, text, tmp_path):
     reader = reader_of(feature, text)
     e = Experiment(context_feature=feature)
     write_json(tmp_path / "experiment.json", {"experiment": e.to_dict(), "tokenizer": "prose"})
+    text.vocabulary.save(tmp_path / "vocabulary.json")
     save_reader(tmp_path, reader)
     loaded = load_reader(tmp_path)
     assert np.array_equal(loaded.features(text.test), reader.features(text.test))
-    (tmp_path / "context.safetensors").write_bytes(b"short")
+    part = tmp_path / "context.safetensors"
+    for name, values in load_file(part).items():
+        if values.size > 1:
+            part.write_bytes(save(load_file(part) | {name: values[: len(values) // 2]}))
+            with pytest.raises(StudyError, match="not whole .*the parts of its reader do not fit"):
+                load_reader(tmp_path)
+            save_reader(tmp_path, reader)
+    part.write_bytes(b"short")
     with pytest.raises(StudyError, match="not whole"):
         load_reader(tmp_path)
 

@@ -508,6 +508,7 @@ def test_a_flat_folder_has_no_domains(tmp_path):
         ("a.csv", "text,split\nx,holdout\n", "unknown split 'holdout'"),
         ("a.csv", 'text,label\n"cut short', "row 1 is not whole CSV"),
         ("a.jsonl", '{"text": "a"}\n{"text": "cu', "row 2 is not whole JSONL"),
+        ("a.jsonl", '{"text": 5}', "row 1: its text is 5, no text; mend it"),
         ("a.txt", "Only one document is here.", r"has 1 documents.*every split needs some"),
         ("a.txt", "", "is empty"),
         ("a.pdf", "x", r"none of its 1 files is text.*\*\.txt"),
@@ -524,7 +525,7 @@ def test_a_split_of_which_nothing_is_new_says_what_was_repeated(tmp_path):
     for split in ("train", "valid", "test"):
         write(tmp_path / split / "a.txt", words)
     with pytest.raises(
-        StudyError, match="'valid': 1, .*valid/a.txt and all others in valid repeat an earlier split"
+        StudyError, match="3 documents, 0 .*1 train, 1 valid, 1 test; .*1 train, 0 valid, 0 test"
     ):
         load_corpus(f"folder:{tmp_path}")
 

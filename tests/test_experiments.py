@@ -13,8 +13,20 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DOMAINS, ROOT
+from joblib import delayed
 
-from rtl_core import compare, experiments, load_results, run, run_all, scoring, storage, texts, training
+from rtl_core import (
+    compare,
+    experiments,
+    load_corpus,
+    load_results,
+    run,
+    run_all,
+    scoring,
+    storage,
+    texts,
+    training,
+)
 from rtl_core.config import RECIPE, Experiment
 from rtl_core.corpora.corpus import Document
 from rtl_core.corpora.vocabulary import Vocabulary
@@ -599,11 +611,10 @@ def test_two_workers_make_the_same_records_as_one(
     assert "5 of 5 runs loaded from records, 0 to do" in capsys.readouterr().err
 
 
-def test_what_a_worker_refuses_comes_without_its_traceback(folder_corpus, fresh_workers, monkeypatch):
-    monkeypatch.delenv("RTL_DATA_DIR", raising=False)
-    wanted = [small_grid(folder_corpus)[0].replace(source=source) for source in ("random", "sentiment")]
-    with pytest.raises(StudyError, match="sst-2 is not at hand") as caught:
-        run_all(wanted, workers=2)
+def test_what_a_worker_refuses_comes_without_its_traceback(fresh_workers):
+    refused = pytest.raises(StudyError, match="unknown corpus 'nowhere'")
+    with refused as caught, experiments._workers(2, None) as parallel:
+        list(parallel([delayed(load_corpus)("nowhere")]))
     assert caught.value.__cause__ is None
 
 

@@ -1,6 +1,7 @@
 """Perplexity is exact, whatever the window, the batch or the model."""
 
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -224,6 +225,28 @@ def test_a_saved_model_scores_the_same(tmp_path, vocabulary, text, changes):
     assert np.array_equal(token_nats(loaded, text, "document"), token_nats(model, text, "document"))
 
 
+@pytest.mark.parametrize("change", ["nothing known", "doubled", "uncounted", "not finite"])
+def test_a_model_whose_parts_do_not_fit_is_refused(tmp_path, vocabulary, change):
+    model, words, counts = small_model(vocabulary), list(vocabulary.words), list(vocabulary.counts)
+    if change == "not finite":
+        with torch.no_grad():
+            model.output.bias[0] = math.nan
+    words = {"nothing known": words[:2], "doubled": [*words[:-1], words[2]]}.get(change, words)
+    counts = counts[: {"nothing known": 2, "uncounted": 2}.get(change)]
+    save_model(tmp_path, model, Vocabulary(tuple(words), tuple(counts)), small_experiment(), "prose")
+    with pytest.raises(
+        StudyError, match="output.bias are finite|its vocabulary has .* words, its table .* rows"
+    ):
+        load_model(tmp_path)
+
+
+def test_what_is_no_damage_is_not_called_so(tmp_path, vocabulary, monkeypatch):
+    save_model(tmp_path, small_model(vocabulary), vocabulary, small_experiment(), "prose")
+    monkeypatch.setattr("rtl_core.transfer.load_file", Mock(side_effect=PermissionError))
+    with pytest.raises(PermissionError):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("part", "content"),
     [
@@ -232,6 +255,7 @@ def test_a_saved_model_scores_the_same(tmp_path, vocabulary, text, changes):
         ("vocabulary.json", b"{}"),
         ("vocabulary.json", b'{"words": ["<unk>"'),
         ("experiment.json", b'{"experiment": {"no_setting": 1}, "tokenizer": ""}'),
+        ("experiment.json", b'{"experiment": {}, "tokenizer": null}'),
         ("experiment.json", None),
     ],
 )

@@ -73,6 +73,8 @@ def _table_rows(path: Path, identifier: str):
                     f"{path} has no column of text; found {', '.join(map(str, record))}. Name it "
                     f"{COLUMNS['text'][0]} (or {', '.join(COLUMNS['text'][1:])})."
                 )
+            if not isinstance(record[text], str | None):
+                raise StudyError(f"{path}, row {number}: its {text} is {record[text]!r}, no text; mend it.")
             domain = str(record[label]) if label and record[label] is not None else None
             own_split = _split(record[split]) if split else None
             yield f"{identifier}:{number}", domain, own_split, record[text] or ""
@@ -92,6 +94,10 @@ def _rows(root: Path, path: Path):
     else:
         for each, domain, own_split, text in _table_rows(path, identifier):
             yield each, domain or (folders[0] if folders else None), own_split or split, text
+
+
+def _by_split(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {split}" for split, count in counts.items())
 
 
 def read_folder(name: str, files: dict[str, str]) -> Corpus:
@@ -115,12 +121,11 @@ def read_folder(name: str, files: dict[str, str]) -> Corpus:
         {split: sum(d.split == split for d in docs) for split in SPLITS} for docs in (with_text, kept)
     )
     if not all(counts.values()):
-        empty = next(split for split in SPLITS if not counts[split])
-        repeats = [d.id for d in with_text if d.split == empty]
-        why = f"; {repeats[0]} and all others in {empty} repeat an earlier split" if repeats else ""
         raise StudyError(
-            f"{name} has {len(rows)} documents, by split {read}, and without near-duplicates {counts}{why}: every "
-            "split needs some. Add documents, or lay them into folders train, valid, test (or give a column `split`)."
+            f"{name} has {len(rows)} documents, {len(rows) - len(with_text)} of them without text. By split there "
+            f"are {_by_split(read)}; without what repeats an earlier split {_by_split(counts)}, and every split "
+            "needs some. Add other documents, or lay these otherwise into folders train, valid, test (or give a "
+            "column `split`)."
         )
     report = {"without_text": len(rows) - len(with_text), "near_duplicates": n_dropped}
     return Corpus(name, kept, report=report)
