@@ -222,6 +222,9 @@ def study_figure(study: StudySize, results: Results, table):
     """Returns the Axes of a study and their description: of its arms, or of their effect as text grows."""
     if not study.along:
         return _perplexities(table)
+    if study.along == "corpus":
+        found = limits.between(results)
+        return figures.plot_overlap(found), figures.describe_overlap(found)
     curve, trend = size_curve(results, study.along), size_trend(results, study.along)
     return figures.plot_size_curve(curve), figures.describe_size_curve(curve, trend)
 

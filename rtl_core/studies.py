@@ -17,7 +17,7 @@ class StudySize:
     bound_epochs: int | None = None  # passes over all training text for the upper bound; None: left out
     across: tuple[str, ...] = ()  # settings beside those of an arm in which the arms differ: see `compare`
     leaky: bool = False  # one arm is told what it could not know: see `compare`
-    along: str = ""  # whose text grows from arm to arm: see `analysis.curves`
+    along: str = ""  # what changes from arm to arm: whose text grows (see `analysis.curves`), or the corpus
 
 
 FEW_ARMS = (
@@ -185,7 +185,9 @@ STUDY_SIZES = {
     "pretrain-sizes": StudySize(3, LAPTOP, PRETRAIN_SIZE_ARMS, along="pretrain_tokens"),
     # On two cores about 7 minutes, 15, and half a minute.
     "topicworld": StudySize(3, TOPICWORLD, TOPICWORLD_ARMS),
-    "topicworld-overlap": StudySize(3, TOPICWORLD | {"lm_tokens": 450_000, "max_epochs": 6}, OVERLAP_ARMS),
+    "topicworld-overlap": StudySize(
+        3, TOPICWORLD | {"lm_tokens": 450_000, "max_epochs": 6}, OVERLAP_ARMS, along="corpus"
+    ),
     "topicworld-smoke": StudySize(1, SMALL_WORLD, TOPICWORLD_ARMS),
     "full": StudySize(5, {"lm_tokens": 1_000_000}, ALL_ARMS, bound_epochs=3),
 }

@@ -17,8 +17,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from rtl_core import report
+from rtl_core import compare, load_results, report
 from rtl_core.__main__ import _parser, main
+from rtl_core.studies import NAMED, OVERLAPS, STUDY_SIZES
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ENVIRONMENT = (ROOT / "environment.yml").read_text(encoding="utf-8")
@@ -305,3 +306,19 @@ def test_generated_pages_are_fresh(tmp_path, monkeypatch):
     page = tmp_path / "results" / "README.md"
     page.write_text(page.read_text(encoding="utf-8").replace("1", "2"), encoding="utf-8")
     assert report.stale_files() == [page]
+
+
+def test_every_committed_record_is_of_a_study(monkeypatch):
+    monkeypatch.setenv("RTL_RESULTS_DIR", str(ROOT / "results"))
+    committed = load_results("reference")
+    of_studies = {record.name for record in committed.of(*STUDY_SIZES, *NAMED).records}
+    assert sorted(record.name for record in committed.records if record.name not in of_studies) == []
+
+
+def test_a_study_of_several_corpora_has_a_figure(monkeypatch, closed_figures):
+    monkeypatch.setenv("RTL_RESULTS_DIR", str(ROOT / "results"))
+    found = load_results("reference").of("topicworld-overlap")
+    ax, words = report.study_figure(STUDY_SIZES["topicworld-overlap"], found, compare(found))
+    assert len(ax.get_xticks()) == len(OVERLAPS) and words.startswith(
+        "Lines of the effect on test perplexity"
+    )
