@@ -21,7 +21,7 @@ from rtl_core.config import SCORE_CONTEXTS
 from rtl_core.findings import collect_findings, load_findings
 from rtl_core.results import Results, collect, load_results
 from rtl_core.storage import StudyError, atomic, project_root, results_dir
-from rtl_core.studies import NAMED, STUDY_SIZES, StudySize
+from rtl_core.studies import NAMED, PUBLISHED, STUDY_SIZES, StudySize
 from rtl_core.tables import (
     captured_rows,
     control_rows,
@@ -162,7 +162,7 @@ def generated() -> dict[str, bytes]:
     return {
         "README.md": f"{before}{block}{after}".encode(),
         "docs/sources.md": _sources_page(results).encode(),
-        "results/README.md": _results_page(results, "\n".join([*sections, _named_runs(results)])).encode(),
+        "results/README.md": _results_page(results, "\n".join(sections)).encode(),
         **drawn,
     }
 
@@ -179,7 +179,8 @@ def _parts(results: Results) -> list[tuple[str, str, Callable | None]]:
     parts = [("perplexity", f"## Perplexities\n\n{markdown_table(table)}", partial(_perplexities, table))]
     made = cache(lambda part, studies: part(results.of(*studies)))  # two sections show parts of one table
     parts += [_found(section, made) for section in SECTIONS]
-    return parts + [_answer(results, name) for name in QUESTIONS if _is_there(results, name)]
+    parts += [_answer(results, name) for name in QUESTIONS if _is_there(results, name)]
+    return [*parts, _named_runs(results)]
 
 
 def _overview(results: Results) -> str:
@@ -242,19 +243,24 @@ def _answer(results: Results, name: str) -> tuple[str, str, Callable]:
     return name, f"## {QUESTIONS[name]}\n\n{text}", partial(study_figure, study, found, table)
 
 
-def _named_runs(results: Results) -> str:
-    """Returns the section of the named experiments: what each reached on its test text, scored once."""
-    rows = []
+def _named_runs(results: Results) -> tuple[str, str, Callable | None]:
+    """Returns the section of the named experiments: what each reached on its test text, and how `awd` was trained."""
+    rows, curve = [], None
     for name in NAMED:
         for record in (r for r in results.of(name).records if r.status == "done"):
             found = {c: f"{record.scores[f'test_perplexity_{c}']:.1f}" for c in SCORE_CONTEXTS}
             minutes = f"{record.training_seconds / 60:.1f}"
             rows.append(
-                {"experiment": name, "corpus": record.experiment["corpus"]}
+                {"experiment": name, "corpus": record.experiment["corpus"], "published": PUBLISHED.get(name)}
                 | {f"test perplexity ({c})": value for c, value in found.items()}
                 | {"epochs": len(record.history), "training (min)": minutes}
             )
-    return f"## Named experiments\n\n`rtl run NAME`.\n\n{markdown_rows(rows)}\n" if rows else ""
+            if name == "awd":
+                curve = partial(
+                    lambda h: (figures.plot_history(h), figures.describe_history(h)), record.history
+                )
+    text = f"## Named experiments\n\n`rtl run NAME`.\n\n{markdown_rows(rows)}\n" if rows else ""
+    return "awd-training", text + "\nHow `awd` was trained:\n" * bool(curve), curve
 
 
 def _results_page(results: Results, text: str) -> str:
