@@ -570,7 +570,9 @@ def test_a_study_has_every_arm_and_seed_and_the_bounds(name):
     assert {e.model for e in runs} == {"lstm", "unigram", "kneser-ney"}
     assert len(everything) == (name in ("laptop", "full"))  # the same LM on all text
     assert all(e.source == "random" and e.test_tokens == arms[0].test_tokens for e in everything)
-    assert len(runs) == len(arms) + len(everything) + 2
+    bounds = {(e.corpus, e.model) for e in runs if e.model != "lstm"}
+    assert bounds == {(e.corpus, model) for e in arms for model in ("unigram", "kneser-ney")}
+    assert len(runs) == len(arms) + len(everything) + len(bounds)
 
 
 def small_grid(corpus):
