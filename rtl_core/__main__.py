@@ -80,7 +80,9 @@ def _add_studies(add) -> None:
     _add_settings(one, Experiment)
 
     study = add("study", _study, "run every arm of the study and print the table")
-    study.add_argument("--size", choices=tuple(STUDY_SIZES), default="quick")
+    study.add_argument(
+        "--size", choices=tuple(STUDY_SIZES), default="quick", help="which study (default: quick)"
+    )
     study.add_argument(
         "--seconds",
         type=float,
@@ -283,7 +285,7 @@ def _model_folder(name: str) -> Path:
     found = [folder for folder in folders if folder.name.startswith(name)]
     if len(found) != 1:
         there = ", ".join(folder.name for folder in found or folders) or "none; `make study` trains some"
-        raise StudyError(f"{len(found)} models are called {name!r}. There are: {there}.")
+        raise StudyError(f"{len(found)} models have names that begin with {name!r}. There are: {there}.")
     return found[0]
 
 
@@ -314,7 +316,10 @@ def _report(arguments) -> None:
         return
     results = load_results(arguments.results)
     if arguments.results is None and results.folder == results_dir() / "reference":
-        print("the committed records, until you have a study of your own (make study)", file=sys.stderr)
+        print(
+            "the committed records: your own are no study yet, a baseline and an arm (--results local shows them)",
+            file=sys.stderr,
+        )
     if told := sorted({r.told for r in results.records} - {""}):
         print(f"left out, because the perplexity is no result: {', '.join(told)}", file=sys.stderr)
         results = results.honest

@@ -132,7 +132,7 @@ def test_help_lists_the_commands_and_the_meaning_of_settings(capsys, monkeypatch
         (("data", "get"), "say which corpus to get"),
         (("data", "get", "wikitext"), "Did you mean wikitext-2"),
         (("report", "--results", "local"), "there are no records in local; `make study` makes them"),
-        (("score", "some", "mine.txt"), "0 models are called 'some'. There are: none"),
+        (("score", "some", "mine.txt"), "0 models have names that begin with 'some'. There are: none"),
     ],
 )
 def test_a_mistake_is_explained_on_stderr_with_exit_code_2(arguments, hint, capsys):
@@ -230,7 +230,7 @@ def test_study_then_report(small_study, capsys):
     assert code == 0 and "the committed records" not in err
     shutil.rmtree(results_dir() / "local")
     code, _, err = call(capsys, "report")
-    assert code == 0 and "the committed records, until you have a study of your own" in err
+    assert code == 0 and "the committed records: your own are no study yet" in err
 
 
 def test_analyse_measures_what_is_there_and_says_what_is_not(small_study, capsys):
@@ -347,10 +347,12 @@ def test_a_missing_file_or_model_says_what_there_is(model, own_text, capsys):
     code, out, err = call(capsys, "score", model, "nowhere.txt")
     assert code == 2 and out == "" and "cannot read nowhere.txt" in err
     code, out, err = call(capsys, "score", "gpt", own_text)
-    assert code == 2 and out == "" and f"0 models are called 'gpt'. There are: {model}." in err
+    assert (
+        code == 2 and out == "" and f"0 models have names that begin with 'gpt'. There are: {model}." in err
+    )
     shutil.copytree(*(results_dir() / "local" / "models" / name for name in (model, f"{model}x")))
     code, _, err = call(capsys, "score", model[:5], own_text)
-    assert code == 2 and f"2 models are called {model[:5]!r}" in err
+    assert code == 2 and f"2 models have names that begin with {model[:5]!r}" in err
 
 
 def test_a_model_that_is_not_whole_is_refused(model, own_text, capsys):
