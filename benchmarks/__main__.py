@@ -37,8 +37,8 @@ from rtl_core.transfer import build_model
 PAPER = Experiment(
     corpus="wikitext-2", vocab_size=None, n_samples=1024, batch_size=32, dropout=0.0
 )  # 1 × 128
-# Of batches of 32 to 64 and samples of 512 to 1,024 the fastest whose perplexity stays within 3 % of the full softmax's
-# after one epoch: see quality. With 512 samples at the default rate batch 64 is 10 % above it.
+# Of batches of 32 to 64 and samples of 512 to 1,024 the fastest whose perplexity stays within 3 % of that of the full
+# softmax after one epoch: see quality. With 512 samples at the default rate batch 64 is 10 % above it.
 BEST = PAPER.replace(batch_size=64, learning_rate=1.2e-2)
 TEXTBOOK = PAPER.replace(
     hidden_size=200, n_layers=2, dropout=0.2, criterion="softmax", batch_size=20, max_epochs=6
