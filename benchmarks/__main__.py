@@ -85,14 +85,19 @@ class Stepper:
         return statistics.median(self.seconds[2:])
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.e.batch_size * self.e.window
+
+    @property
     def per_token(self) -> float:
         """Median seconds of a step for each of its tokens."""
-        return self.median / (self.e.batch_size * self.e.window)
+        return self.median / self.tokens
 
     @property
     def epoch_steps(self) -> int:
         """Steps of one epoch over the training text."""
-        return len(text_of(self.e).train) // (self.e.batch_size * self.e.window)
+        return len(text_of(self.e).train) // self.tokens
 
 
 @contextlib.contextmanager

@@ -13,17 +13,20 @@ from pathlib import Path
 from rtl_core.choices import CHOICES
 from rtl_core.config import SCORE_CONTEXTS, Experiment, PretrainConfig
 from rtl_core.findings import VERSIONS
-from rtl_core.storage import StudyError, results_dir, say
+from rtl_core.storage import StudyError, results_dir, say, unknown
 from rtl_core.studies import NAMED, STUDY_SIZES, grid
 
 GRIDS = (*STUDY_SIZES, *NAMED)
+FEW_DOCUMENTS = 30
 DESCRIPTION = "Can word embeddings trained for other tasks improve a neural language model?"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 a check failed, 2 something to mend, 130 Ctrl-C."""
-    arguments = _parser().parse_args(argv)
+    arguments, rest = _parser().parse_known_args(argv)
     try:
+        if rest:
+            raise unknown("argument", rest[0], arguments.options)
         return arguments.command(arguments) or 0
     except StudyError as error:
         print(f"rtl: {error}", file=sys.stderr)
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--words", action="store_true", help="also show the nats of every token")
 
     report = add("report", _report, "print the table of finished runs (--json: one row a record)")
+    report.add_argument("study", nargs="*", metavar="STUDY", help="their runs only: " + ", ".join(GRIDS))
     report.add_argument("--results", help="local, reference or a folder (default: local if it holds a study)")
     report.add_argument("--write", action="store_true", help="write README's and results' generated parts")
     report.add_argument(
@@ -101,7 +105,7 @@ def _add_studies(add) -> None:
 
 def _add_command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text)
-    sub.set_defaults(command=function)
+    sub.set_defaults(command=function, options=sub._option_string_actions)
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return sub
 
@@ -218,11 +222,15 @@ def _run(arguments) -> int:
     record = run(e)
     row = {"record": record.name, "status": record.status, **record.scores, "converged": record.converged}
     row |= {"training_seconds": record.training_seconds, "epochs": len(record.history)}
-    _show(
-        arguments,
-        row,
-        "\n".join(f"{k:28} {v:.2f}" if isinstance(v, float) else f"{k:28} {v}" for k, v in row.items()),
-    )
+    told = ("lm_tokens", "test_tokens", "test_documents", "near_duplicates")  # the last not in old records
+    row |= {name: record.text[name] for name in told if name in record.text}
+    if record.text["test_documents"] < FEW_DOCUMENTS:
+        say(
+            f"with {record.text['test_documents']} documents of test text, arms can hardly be told apart: intervals "
+            "are over documents; give more, or cut long ones into several"
+        )
+    lines = [f"{k:28} {v:.2f}" if isinstance(v, float) else f"{k:28} {v}" for k, v in row.items()]
+    _show(arguments, row, "\n".join(lines))
     return int(record.status == "failed")
 
 
@@ -320,11 +328,14 @@ def _report(arguments) -> None:
             "the committed records: your own are no study yet, a baseline and an arm (--results local shows them)",
             file=sys.stderr,
         )
+    if arguments.study:
+        results = results.of(*arguments.study)
     if told := sorted({r.told for r in results.records} - {""}):
         print(f"left out, because the perplexity is no result: {', '.join(told)}", file=sys.stderr)
         results = results.honest
     rows = json.loads(record_rows(results).to_json(orient="records"))
-    _show(arguments, rows, None if arguments.json else markdown_table(compare(results)))
+    across = [name for s in arguments.study if s in STUDY_SIZES for name in STUDY_SIZES[s].across]
+    _show(arguments, rows, None if arguments.json else markdown_table(compare(results, across=tuple(across))))
 
 
 def _doctor(arguments) -> None:
@@ -343,11 +354,8 @@ def _doctor(arguments) -> None:
         ),
         "a study takes here: " + (", ".join(f"{k} {v}" for k, v in sizes.items()) or "not known, no records"),
     ]
-    _show(
-        arguments,
-        found,
-        "\n".join(textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False) for line in lines),
-    )
+    lines = [textwrap.fill(line, 100, subsequent_indent="  ", break_on_hyphens=False) for line in lines]
+    _show(arguments, found, "\n".join(lines))
 
 
 if __name__ == "__main__":

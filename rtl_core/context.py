@@ -21,7 +21,7 @@ from rtl_core.choices import ORACLE
 from rtl_core.config import Experiment, derive_seed
 from rtl_core.corpora.clusters import LatentSpace, document_counts, latent_space, running_sums, unit
 from rtl_core.corpora.corpus import SPLITS
-from rtl_core.corpora.vocabulary import Encoded, Vocabulary
+from rtl_core.corpora.vocabulary import Encoded
 from rtl_core.pretrain.classifier import accuracies
 from rtl_core.storage import StudyError, atomic, read_json, reading_model
 from rtl_core.texts import Text
@@ -49,6 +49,7 @@ class TopicClassifier:
     Shapes: evidence float32 (V, K), log p(word | domain) less its mean over domains; prior (K,), sums to 1.
     """
 
+    SHAPES = {"evidence": "VK", "prior": "K"}
     evidence: np.ndarray
     prior: np.ndarray
     sharpness: float
@@ -93,10 +94,6 @@ class TopicClassifier:
         """Returns for every token p(domain | what stands before it in its document). Shape (N, K)."""
         return np.exp(self.log_posterior(running_sums(text, self.evidence), _tokens_before(text)))
 
-    def faults(self, n_words: int) -> str:
-        """Returns what does not fit of a stored reader, or nothing."""
-        return "" if self.evidence.shape == (n_words, len(self.prior)) else f"evidence {self.evidence.shape}"
-
     def features(self, text: Encoded) -> np.ndarray:
         """Returns the posterior as it enters a model, see `centred`. Shape float32 (N, K)."""
         return centred(self.posterior(text))
@@ -118,6 +115,8 @@ class TopicClassifier:
 class History(LatentSpace):
     """The latent space as a reader: where in it what stands before each token is to be found."""
 
+    SHAPES = {"directions": "VD", "strengths": "D", "weights": "V", "documents": "ND"}
+
     @classmethod
     def learn(cls, training: Encoded, text: Text) -> "History":
         """Returns the space of the documents in `training`, a part of what `text` is made of."""
@@ -127,13 +126,6 @@ class History(LatentSpace):
         # in a small text some directions hold rounding errors only, which no two machines share
         space = replace(space, directions=space.directions * (space.strengths > 1e-5 * space.strengths[0]))
         return cls(space.directions, space.strengths, space.weights, space.documents[:0])  # those are large
-
-    def faults(self, n_words: int) -> str:
-        """Returns what does not fit of a stored reader, or nothing."""
-        fit = (
-            self.directions.shape == (len(self.weights), len(self.strengths)) and len(self.weights) == n_words
-        )
-        return "" if fit else f"directions {self.directions.shape}"
 
     def features(self, text: Encoded) -> np.ndarray:
         """Returns the direction in which each document has moved so far. Shape float32 (N, D)."""
@@ -280,8 +272,8 @@ def save_reader(folder: Path, reader) -> None:
         temporary.write_bytes(save(arrays))
 
 
-def load_reader(folder: Path):
-    """Returns the reader behind a saved model's features, None where it has none.
+def load_reader(folder: Path, n_words: int):
+    """Returns the reader behind the features of a saved model of `n_words` words, None where it has none.
 
     Raises: StudyError when the model was given what a text of one's own has not, or the file is not whole.
     """
@@ -295,8 +287,10 @@ def load_reader(folder: Path):
             f"score it with a model of context_feature none, {' or '.join(READERS)}."
         )
     with reading_model(folder):
-        parts, words = load_file(folder / "context.safetensors"), Vocabulary.load(folder / "vocabulary.json")
+        parts, sizes = load_file(folder / "context.safetensors"), {"V": n_words}
         reader = READERS[e.context_feature](**parts)
-        if wrong := reader.faults(len(words)):
-            raise ValueError(f"the parts of its reader do not fit one another: {wrong}")
+        for name, letters in reader.SHAPES.items():
+            expected = [sizes.setdefault(letter, n) for letter, n in zip(letters, parts[name].shape)]
+            if list(parts[name].shape) != expected:
+                raise ValueError(f"its reader's {name} has shape {parts[name].shape}, not {tuple(expected)}")
         return reader

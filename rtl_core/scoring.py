@@ -118,8 +118,8 @@ def score_text(folder: Path, file: Path) -> tuple[dict, list[tuple[str, float]]]
     Raises: StudyError when the file is missing, is not UTF-8, or holds no token, or when the model was told
     what is not known of it.
     """
-    reader = load_reader(folder)
     model, vocabulary, tokenizer = load_model(folder)
+    reader = load_reader(folder, len(vocabulary))
     piped = str(file) == "-"
     raw = decode_text(sys.stdin.buffer.read(), "standard input") if piped else read_text(file)
     document = Document(str(file), None, "test", paragraphs_of(raw, tokenizer))

@@ -31,7 +31,7 @@ COMMANDS = {
     "study": ("--size", "--seconds", "--workers", "--scheduler", *STUDY_SIZES),
     "analyse": ("STUDY", "--only", "--workers", *STUDY_SIZES, *VERSIONS),
     "score": ("model", "file", "--words"),
-    "report": ("--results", "--write", "--promote"),
+    "report": ("STUDY", "--results", "--write", "--promote"),
     "doctor": (),
 }
 SETTINGS = {
@@ -151,6 +151,11 @@ def test_what_cannot_be_parsed_ends_with_exit_code_2(arguments, capsys):
     assert stopped.value.code == 2 and "usage: rtl" in capsys.readouterr().err
 
 
+def test_an_unknown_option_is_answered_with_the_nearest_one(capsys):
+    code, out, err = call(capsys, "run", "--sorce", "glove")
+    assert code == 2 and out == "" and "unknown argument '--sorce'. Did you mean --source" in err
+
+
 def test_a_wrong_source_is_found_before_the_corpus_is_read(monkeypatch, capsys):
     def read(name):
         raise AssertionError("the corpus was read")
@@ -181,6 +186,8 @@ def test_run_trains_then_loads(folder_corpus, capsys):
     assert all(1 < row[name] < 1000 for name in PERPLEXITIES)
     again = call(capsys, *arguments, "--json")
     assert json.loads(again[1]) == row and f"loaded {row['record']}" in again[2]
+    assert row["test_tokens"] > 0 and row["near_duplicates"] == 0
+    assert f"with {row['test_documents']} documents of test text, arms can hardly be told apart" in err
     code, out, _ = call(capsys, *arguments)
     assert code == 0 and f"{row['test_perplexity_document']:.2f}" in out
     stored = json.loads((results_dir() / "local" / f"{row['record']}.json").read_text())["experiment"]
@@ -206,7 +213,7 @@ def small_study(monkeypatch, folder_corpus):
     return runs
 
 
-def test_study_then_report(small_study, capsys):
+def test_study_then_report(small_study, monkeypatch, capsys):
     code, out, err = call(capsys, "study", "--size", "smoke", "--workers", 1)
     assert code == 0 and "0 of 5 runs loaded from records, 5 to do" in err
     for arm in (
@@ -225,6 +232,9 @@ def test_study_then_report(small_study, capsys):
     assert code == 0 and sorted(r["record"] for r in json.loads(out)) == sorted(r["record"] for r in rows)
     code, out, _ = call(capsys, "report", "--results", "local")
     assert code == 0 and "domain-sentence, fine-tuned" in out and "baseline" in out
+    monkeypatch.setattr("rtl_core.results.grid", lambda name: small_study)
+    code, out, _ = call(capsys, "report", "smoke", "criteria", "--results", "local")
+    assert code == 0 and "random, fine-tuned, criterion sampled-softmax" in out
     collect(load_results("local"), results_dir() / "reference")
     code, _, err = call(capsys, "report")
     assert code == 0 and "the committed records" not in err

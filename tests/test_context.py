@@ -141,20 +141,19 @@ def test_a_reader_that_was_stored_says_the_same(feature, text, tmp_path):
     reader = reader_of(feature, text)
     e = Experiment(context_feature=feature)
     write_json(tmp_path / "experiment.json", {"experiment": e.to_dict(), "tokenizer": "prose"})
-    text.vocabulary.save(tmp_path / "vocabulary.json")
     save_reader(tmp_path, reader)
-    loaded = load_reader(tmp_path)
+    loaded = load_reader(tmp_path, len(text.vocabulary))
     assert np.array_equal(loaded.features(text.test), reader.features(text.test))
     part = tmp_path / "context.safetensors"
     for name, values in load_file(part).items():
         if values.size > 1:
             part.write_bytes(save(load_file(part) | {name: values[: len(values) // 2]}))
-            with pytest.raises(StudyError, match="not whole .*the parts of its reader do not fit"):
-                load_reader(tmp_path)
+            with pytest.raises(StudyError, match="not whole .*its reader's .* has shape"):
+                load_reader(tmp_path, len(text.vocabulary))
             save_reader(tmp_path, reader)
     part.write_bytes(b"short")
     with pytest.raises(StudyError, match="not whole"):
-        load_reader(tmp_path)
+        load_reader(tmp_path, len(text.vocabulary))
 
 
 def test_two_spaces_of_the_same_text_are_turned_into_each_other(text):
@@ -276,7 +275,7 @@ def test_a_run_says_what_stands_behind_its_feature(feature, small, tiny_corpus, 
     _, words = score_text(folder, tmp_path / "own.txt")
     model, vocabulary, _ = load_model(folder)
     text = vocabulary.encode([document])
-    text = replace(text, features=load_reader(folder).features(text))
+    text = replace(text, features=load_reader(folder, len(vocabulary)).features(text))
     assert [nats for _, nats in words] == pytest.approx(
         token_nats(model, text, "document").tolist(), abs=1e-6
     )

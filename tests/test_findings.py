@@ -198,7 +198,7 @@ def test_a_reader_of_features_that_is_not_whole_says_which_record_to_delete():
     with pytest.raises(
         StudyError, match=f"not whole.*delete the record {record.name}.json and run its study"
     ):
-        load_reader(folder)
+        load_reader(folder, 10)
 
 
 def test_wrong_names_and_numbers_are_refused(measured):

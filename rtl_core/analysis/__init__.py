@@ -78,13 +78,7 @@ def _measure(analysis: str, record: Record) -> tuple[str, str, str, float]:
         save_finding(analysis, record.name, import_module(MEASURES[analysis]).measure(record))
     except StudyError as error:
         fault = str(error)
-    except (
-        LookupError,
-        ValueError,
-        TypeError,
-        OSError,
-        RuntimeError,
-    ) as error:  # one record must not stop the others
-        what = "what it reads" if analysis in WITHOUT_MODEL else "its model"
-        fault = f"{what} is not whole ({type(error).__name__}: {error}); {again}."
+    # one record must not stop the others
+    except (LookupError, ValueError, TypeError, OSError, RuntimeError) as error:
+        fault = f"it could not be measured ({type(error).__name__}: {error}); {again}."
     return analysis, record.name, fault, time.perf_counter() - started
