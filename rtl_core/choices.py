@@ -21,7 +21,6 @@ CHOICES = {
     "output_rows": ("touched", "all"),
     "tuning": ("none", "equal-budget"),
     "train_context": ("stream", "document", "sentence"),
-    "optimiser": ("adam", "sgd"),
     "schedule": ("one-cycle", "constant"),
 }  # fmt: skip
 ORACLE = "domain-oracle"  # a context feature that no new text has: the label itself

@@ -280,12 +280,9 @@ class Experiment(_Config):
     train_context: str = _setting("stream", "where the state is reset in training and validation")
     batch_size: int = _setting(64, "parallel streams, documents or sentences", 1, 65536)
     window: int = _setting(35, "tokens of truncated back-propagation through time", 1, 10**6)
-    optimiser: str = _setting(
-        "adam", "adam, or sgd: plain descent, at rates of about 20, with a smaller clip"
-    )
-    learning_rate: float = _setting(8e-3, "peak learning rate", 1e-8, 1e3)
+    learning_rate: float = _setting(8e-3, "peak learning rate of Adam", 1e-8, 1e3)
     schedule: str = _setting("one-cycle", "linear up then a cosine down to zero, or constant")
-    weight_decay: float = _setting(0.0, "decoupled weight decay", 0.0, 10.0, where=("optimiser", ("adam",)))
+    weight_decay: float = _setting(0.0, "decoupled weight decay", 0.0, 10.0)
     clip: float = _setting(1.0, "largest norm of the gradient of the mean loss", 1e-6, 1e6)
     max_epochs: int = _setting(8, "most passes over the LM's text", 1, 10_000)
     patience: int = _setting(2, "epochs without gain on validation before stopping", 1, 10_000)

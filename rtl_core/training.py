@@ -66,10 +66,10 @@ class Optimisation:
     schedule: str = "one-cycle"  # linear warm-up, then a half cosine down to zero; or "constant"
     max_epochs: int = 8
     patience: int = 1  # epochs without gain on validation before stopping
-    weight_decay: float = 0.0  # decoupled, per unit of learning rate; of adam
+    weight_decay: float = 0.0  # decoupled, per unit of learning rate
     clip: float = 1.0  # largest norm of the gradient of the mean loss
     warmup: float = 0.2  # share of all steps before the peak of one-cycle
-    method: str = "adam"  # or "sgd", plain descent, or "adagrad", whose steps only ever shrink
+    method: str = "adam"  # or "adagrad", whose steps only ever shrink
     average_from: int | None = None  # epoch from which on the mean of the weights is what counts: RunningMean
     patience_after: int = 0  # epochs that do not count for patience: part of the model is held until then
 
@@ -77,8 +77,6 @@ class Optimisation:
         """Returns the optimiser of these parameters."""
         if self.method == "adagrad":  # eps keeps the first steps small, and those of what has small gradients
             return torch.optim.Adagrad(parameters, self.learning_rate, eps=1e-3)
-        if self.method == "sgd":
-            return torch.optim.SGD(parameters, self.learning_rate)
         return RowwiseAdamW(parameters, self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
     def rate(self, step: int, steps: int) -> float:

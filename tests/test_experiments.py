@@ -284,7 +284,6 @@ ARMS = (
     {"source": "permuted:file"}, {"source": "file", "input_mode": "frozen"},
     {"source": "domain-paragraph", "readout": "input-layer"}, {"criterion": "softmax", "n_layers": 2},
     {"train_context": "document"}, {"train_context": "sentence", "schedule": "constant", "weight_decay": 0.1},
-    {"optimiser": "sgd", "learning_rate": 20.0, "clip": 0.25},
 )  # fmt: skip
 
 
