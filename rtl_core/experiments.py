@@ -270,7 +270,7 @@ def fit_language_model(e: Experiment, model: LSTMLanguageModel, text: Text) -> H
     """Returns the history of training `model` on the LM's text, validated in the context it is trained in."""
     optimisation = Optimisation(
         e.learning_rate, e.schedule, e.max_epochs, e.patience, e.weight_decay, e.clip,
-        average_from=e.average_from, patience_after=e.warmup_frozen,
+        eps=e.adam_eps, average_from=e.average_from, patience_after=e.warmup_frozen,
     )  # fmt: skip
 
     def batches(epoch: int):
