@@ -4,20 +4,18 @@ import argparse
 import json
 import sys
 import textwrap
-import types
-import typing
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from rtl_core.choices import CHOICES
+from rtl_core.arguments import add_command, add_settings
 from rtl_core.config import SCORE_CONTEXTS, Experiment, PretrainConfig
 from rtl_core.findings import VERSIONS
 from rtl_core.storage import StudyError, results_dir, say, unknown
 from rtl_core.studies import NAMED, STUDY_SIZES, grid
 
 GRIDS = (*STUDY_SIZES, *NAMED)
-FEW_DOCUMENTS = 30
+FEW_DOCUMENTS = 30  # below, a bootstrap over documents is no interval to rely on
 DESCRIPTION = "Can word embeddings trained for other tasks improve a neural language model?"
 
 
@@ -25,8 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 a check failed, 2 something to mend, 130 Ctrl-C."""
     arguments, rest = _parser().parse_known_args(argv)
     try:
+        if rest and not rest[0].startswith("-"):
+            raise StudyError(
+                f"{rest[0]!r} is one argument too many; see rtl {arguments.name_of_command} --help."
+            )
         if rest:
-            raise unknown("argument", rest[0], arguments.options)
+            raise unknown("option", rest[0].partition("=")[0], arguments.options)
         return arguments.command(arguments) or 0
     except StudyError as error:
         print(f"rtl: {error}", file=sys.stderr)
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("rtl", description=DESCRIPTION)
-    add = partial(_add_command, parser.add_subparsers(required=True, metavar="COMMAND"))
+    add = partial(add_command, parser.add_subparsers(required=True, metavar="COMMAND"))
 
     data = add("data", _data, "list, get or check the corpora")
     data.add_argument("action", choices=("list", "get", "check"))
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     pre.add_argument("source", help="word2vec-sg, domain-paragraph, permuted:word2vec-sg, file:PATH, …")
     pre.add_argument("--corpus", default="docstrings", help="corpus to train on (default: %(default)s)")
     pre.set_defaults(**PretrainConfig().to_dict())
-    _add_settings(pre, PretrainConfig, leave_out=("source",))
+    add_settings(pre, PretrainConfig, leave_out=("source",))
     pre.add_argument(
         "--neighbors", nargs="*", default=[], metavar="WORD", help="show these words' neighbours"
     )
@@ -66,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--words", action="store_true", help="also show the nats of every token")
 
     report = add("report", _report, "print the table of finished runs (--json: one row a record)")
-    report.add_argument("study", nargs="*", metavar="STUDY", help="their runs only: " + ", ".join(GRIDS))
+    report.add_argument(
+        "study", nargs="*", metavar="STUDY", help="only of these (default: all): " + ", ".join(GRIDS)
+    )
     report.add_argument("--results", help="local, reference or a folder (default: local if it holds a study)")
     report.add_argument("--write", action="store_true", help="write README's and results' generated parts")
     report.add_argument(
@@ -81,7 +85,7 @@ def _add_studies(add) -> None:
     """Adds the commands that train language models and look into them."""
     one = add("run", _run, "train and score one language model, or a named experiment")
     one.add_argument("name", nargs="?", help=f"a named experiment: {', '.join(NAMED)}")
-    _add_settings(one, Experiment)
+    add_settings(one, Experiment)
 
     study = add("study", _study, "run every arm of the study and print the table")
     study.add_argument(
@@ -101,34 +105,6 @@ def _add_studies(add) -> None:
         "--only", nargs="+", choices=tuple(VERSIONS), default=(), help="these (default: all)"
     )
     analyse.add_argument("--workers", type=int, help="processes (default: one a core)")
-
-
-def _add_command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
-    sub = commands.add_parser(name, help=text, description=text)
-    sub.set_defaults(command=function, options=sub._option_string_actions)
-    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return sub
-
-
-def _add_settings(parser: argparse.ArgumentParser, config: type, leave_out: tuple = ()) -> None:
-    """Adds one option for each field of a configuration."""
-    group = parser.add_argument_group("settings")
-    types_of = typing.get_type_hints(config)
-    for f in (f for f in fields(config) if f.name not in leave_out):
-        kinds = typing.get_args(types_of[f.name]) or (types_of[f.name],)
-        optional, words = types.NoneType in kinds, f.metadata.get("words", ())
-
-        def read(text: str, kind=kinds[0], optional=optional, words=words):
-            if text in words:
-                return text
-            return None if optional and text == "none" else kind(text)
-
-        read.__name__ = kinds[0].__name__  # argparse names it in its messages
-        group.add_argument(
-            f"--{f.name.replace('_', '-')}",
-            type=read, default=argparse.SUPPRESS, choices=CHOICES.get(f.name), metavar=None if f.name in CHOICES
-            else kinds[0].__name__.upper(), help=f"{f.metadata['help']} (default: {f.default})",
-        )  # fmt: skip
 
 
 def _show(arguments, rows, text: str | None = None) -> None:
@@ -222,12 +198,14 @@ def _run(arguments) -> int:
     record = run(e)
     row = {"record": record.name, "status": record.status, **record.scores, "converged": record.converged}
     row |= {"training_seconds": record.training_seconds, "epochs": len(record.history)}
-    told = ("lm_tokens", "test_tokens", "test_documents", "near_duplicates")  # the last not in old records
-    row |= {name: record.text[name] for name in told if name in record.text}
-    if record.text["test_documents"] < FEW_DOCUMENTS:
+    told = {"lm_tokens": "LM tokens", "test_tokens": "test tokens", "test_documents": "test documents"}
+    told |= {"left_out": "near-duplicates left out"}  # paragraphs of the corpus
+    row |= {words: record.text[name] for name, words in told.items() if name in record.text}
+    if record.status == "done" and record.text["test_documents"] < FEW_DOCUMENTS:
+        more = "give more, or cut long ones into several" if e.test_tokens is None else "raise --test-tokens"
         say(
-            f"with {record.text['test_documents']} documents of test text, arms can hardly be told apart: intervals "
-            "are over documents; give more, or cut long ones into several"
+            f"{record.text['test_documents']} documents of test text are few to tell arms apart, whose intervals "
+            f"are over documents and seeds; {more}"
         )
     lines = [f"{k:28} {v:.2f}" if isinstance(v, float) else f"{k:28} {v}" for k, v in row.items()]
     _show(arguments, row, "\n".join(lines))
@@ -328,14 +306,25 @@ def _report(arguments) -> None:
             "the committed records: your own are no study yet, a baseline and an arm (--results local shows them)",
             file=sys.stderr,
         )
+    sizes = [STUDY_SIZES[name] for name in arguments.study if name in STUDY_SIZES]
     if arguments.study:
-        results = results.of(*arguments.study)
-    if told := sorted({r.told for r in results.records} - {""}):
+        folder, results = results.folder, results.of(*arguments.study)
+        if not results.records:
+            raise StudyError(
+                f"{folder} has no run of {', '.join(arguments.study)}; rtl study --size {arguments.study[0]} makes "
+                "them, --results reference shows the committed ones."
+            )
+    leaky = bool(sizes) and all(size.leaky for size in sizes)
+    if (told := sorted({r.told for r in results.records} - {""})) and not leaky:
         print(f"left out, because the perplexity is no result: {', '.join(told)}", file=sys.stderr)
         results = results.honest
     rows = json.loads(record_rows(results).to_json(orient="records"))
-    across = [name for s in arguments.study if s in STUDY_SIZES for name in STUDY_SIZES[s].across]
-    _show(arguments, rows, None if arguments.json else markdown_table(compare(results, across=tuple(across))))
+    across = tuple(name for size in sizes for name in size.across)
+    _show(
+        arguments,
+        rows,
+        None if arguments.json else markdown_table(compare(results, across=across, leaky=leaky)),
+    )
 
 
 def _doctor(arguments) -> None:

@@ -282,7 +282,10 @@ class Experiment(_Config):
     window: int = _setting(35, "tokens of truncated back-propagation through time", 1, 10**6)
     learning_rate: float = _setting(8e-3, "peak learning rate of Adam", 1e-8, 1e3)
     adam_eps: float = _setting(
-        1e-8, "added to the root of Adam's second moment: larger, rows of rare words move less", 1e-12, 1.0
+        1e-8,
+        "added to the root of Adam's second moment: larger, what has small gradients (rare words) moves less",
+        1e-12,
+        1.0,
     )
     schedule: str = _setting("one-cycle", "linear up then a cosine down to zero, or constant")
     weight_decay: float = _setting(0.0, "decoupled weight decay", 0.0, 10.0)

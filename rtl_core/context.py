@@ -49,7 +49,7 @@ class TopicClassifier:
     Shapes: evidence float32 (V, K), log p(word | domain) less its mean over domains; prior (K,), sums to 1.
     """
 
-    SHAPES = {"evidence": "VK", "prior": "K"}
+    SHAPES = {"evidence": "VK", "prior": "K"}  # of what is stored; a letter a dimension
     evidence: np.ndarray
     prior: np.ndarray
     sharpness: float
@@ -115,7 +115,7 @@ class TopicClassifier:
 class History(LatentSpace):
     """The latent space as a reader: where in it what stands before each token is to be found."""
 
-    SHAPES = {"directions": "VD", "strengths": "D", "weights": "V", "documents": "ND"}
+    SHAPES = {"directions": "VD", "strengths": "D", "weights": "V", "documents": "nD"}
 
     @classmethod
     def learn(cls, training: Encoded, text: Text) -> "History":
@@ -272,8 +272,8 @@ def save_reader(folder: Path, reader) -> None:
         temporary.write_bytes(save(arrays))
 
 
-def load_reader(folder: Path, n_words: int):
-    """Returns the reader behind the features of a saved model of `n_words` words, None where it has none.
+def load_reader(folder: Path, vocab_size: int):
+    """Returns the reader behind the features of a saved model of `vocab_size` words, None where it has none.
 
     Raises: StudyError when the model was given what a text of one's own has not, or the file is not whole.
     """
@@ -287,10 +287,12 @@ def load_reader(folder: Path, n_words: int):
             f"score it with a model of context_feature none, {' or '.join(READERS)}."
         )
     with reading_model(folder):
-        parts, sizes = load_file(folder / "context.safetensors"), {"V": n_words}
+        parts, sizes = load_file(folder / "context.safetensors"), {"V": vocab_size}
         reader = READERS[e.context_feature](**parts)
         for name, letters in reader.SHAPES.items():
             expected = [sizes.setdefault(letter, n) for letter, n in zip(letters, parts[name].shape)]
-            if list(parts[name].shape) != expected:
-                raise ValueError(f"its reader's {name} has shape {parts[name].shape}, not {tuple(expected)}")
+            if list(parts[name].shape) != expected or len(letters) != parts[name].ndim:
+                raise ValueError(
+                    f"its reader's {name} has shape {parts[name].shape}, and {letters} are {sizes}"
+                )
         return reader

@@ -322,7 +322,9 @@ def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
             "test_documents": len(text.test.document_ids),
             "unk_share": float(np.mean(text.test.tokens == UNK_ID)),
             "extra_tokens": extra_tokens(e, text, read),
-            "near_duplicates": corpus.report.get("near_duplicates", 0),  # paragraphs left out
+            **(
+                {"left_out": n} if (n := corpus.report.get("near_duplicates")) else {}
+            ),  # near-duplicate paragraphs
             **_feature_facts(e, text),
         },
         environment=environment(),

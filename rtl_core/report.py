@@ -64,7 +64,7 @@ class Section(NamedTuple):
     studies: tuple[str, ...] = MAIN
     text: Callable | None = None  # before the figure, of the same records
 
-    def drawn(self, table):
+    def figure(self, table):
         """Returns the Axes of the figure and its description."""
         return self.plot(table), self.describe(table)
 
@@ -162,20 +162,16 @@ def generated() -> dict[str, bytes]:
     for name, text, draw in _parts(results):
         if draw is not None:
             drawn[f"figures/{name}.svg"], captions[name] = _drawn(draw)
-            text += f"\n{_shown(f'../figures/{name}.svg', captions[name])}\n"
+            text += f"\n![{captions[name]}](../figures/{name}.svg)\n\n*{captions[name]}*\n"
         sections.append(text)
-    block = f"{BEGIN}\n{markdown_table(compare(main))}\n{_shown(FIGURE, captions['perplexity'])}\n{END}"
+    caption = captions["perplexity"]
+    block = f"{BEGIN}\n{markdown_table(compare(main))}\n![{caption}]({FIGURE})\n\n*{caption}*\n{END}"
     return {
         "README.md": f"{before}{block}{after}".encode(),
         "docs/sources.md": _sources_page(results).encode(),
         "results/README.md": _results_page(results, "\n".join(sections)).encode(),
         **drawn,
     }
-
-
-def _shown(path: str, description: str) -> str:
-    """Returns a figure in Markdown, described below; its alternative text is the first sentence of that."""
-    return f"![{description.split('. ')[0].rstrip('.')}.]({path})\n\n*{description}*"
 
 
 def study_figures() -> dict[str, Callable]:
@@ -224,7 +220,7 @@ def _found(section: Section, made: Callable) -> tuple[str, str, Callable | None]
             text += f"\n{made(section.text, section.studies)}\n"
         except StudyError as error:
             text += f"\nNot shown: {error}\n"
-    return section.name, text, partial(section.drawn, table)
+    return section.name, text, partial(section.figure, table)
 
 
 def _perplexities(table):
@@ -236,7 +232,7 @@ def study_figure(study: StudySize, results: Results, table):
     if not study.along:
         return _perplexities(table)
     if study.along == "corpus":
-        return OVERLAP.drawn(OVERLAP.table(results))
+        return OVERLAP.figure(OVERLAP.table(results))
     curve, trend = size_curve(results, study.along), size_trend(results, study.along)
     return figures.plot_size_curve(curve), figures.describe_size_curve(curve, trend)
 
@@ -255,7 +251,7 @@ def _answer(results: Results, name: str) -> tuple[str, str, Callable]:
 
 
 def _named_runs(results: Results) -> tuple[str, str, Callable | None]:
-    """Returns the section of the named experiments: what each reached on its test text, how one was trained."""
+    """Returns the section of the named experiments: what each reached, and how CUT_SHORT was trained."""
     runs = [(name, r) for name in NAMED for r in results.of(name).records if r.status == "done"]
     rows = [
         {"experiment": name, "corpus": r.experiment["corpus"], "published": PUBLISHED.get(name)}
@@ -264,10 +260,11 @@ def _named_runs(results: Results) -> tuple[str, str, Callable | None]:
         for name, r in runs
     ]
     text = f"## Named experiments\n\n`rtl run NAME`.\n\n{markdown_rows(rows)}\n" if rows else ""
-    for history in (r.history for name, r in runs if name == CUT_SHORT):
-        text += f"\nHow `{CUT_SHORT}` was trained:\n"
-        return f"{CUT_SHORT}-training", text, partial(_training, history)
-    return "", text, None
+    history = next((r.history for name, r in runs if name == CUT_SHORT), None)
+    if history is None:
+        return "", text, None
+    text += f"\nHow `{CUT_SHORT}` was trained:\n"
+    return f"{CUT_SHORT}-training", text, partial(_training, history)
 
 
 def _training(history: list[dict]):

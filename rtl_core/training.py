@@ -70,7 +70,7 @@ class Optimisation:
     clip: float = 1.0  # largest norm of the gradient of the mean loss
     warmup: float = 0.2  # share of all steps before the peak of one-cycle
     method: str = "adam"  # or "adagrad", whose steps only ever shrink
-    eps: float = 1e-8  # of adam, beside the root of the second moment
+    eps: float = 1e-8  # of adam, added to the root of the second moment
     average_from: int | None = None  # epoch from which on the mean of the weights is what counts: RunningMean
     patience_after: int = 0  # epochs that do not count for patience: part of the model is held until then
 
@@ -113,8 +113,8 @@ class RowwiseAdamW(torch.optim.AdamW):
     in steps that touch them, and the second moment of an untouched row only decays, which is made up for at
     its next touch: a step costs what it touches and, without weight decay, equals the dense step. (Updating
     moments only when touched, as torch.optim.SparseAdam does, would train a word seen every K steps √K times
-    more slowly.) The other side of it: at its touch such a row moves by √K rates, however small its gradient.
-    Where a model overfits by its rare words, an eps of the size of such gradients holds them back.
+    more slowly.) The other side of it: at its touch such a row moves by √K rates, 1/√(1 - beta2) = 32 at most,
+    however small its gradient is, as long as eps is smaller still (benchmarks/README.md, "Rare words").
     """
 
     @torch.no_grad()

@@ -153,7 +153,11 @@ def test_what_cannot_be_parsed_ends_with_exit_code_2(arguments, capsys):
 
 def test_an_unknown_option_is_answered_with_the_nearest_one(capsys):
     code, out, err = call(capsys, "run", "--sorce", "glove")
-    assert code == 2 and out == "" and "unknown argument '--sorce'. Did you mean --source" in err
+    assert code == 2 and out == "" and "unknown option '--sorce'. Did you mean --source" in err
+    code, out, err = call(capsys, "run", "--sorce=folder:/a/long/path")
+    assert code == 2 and "unknown option '--sorce'. Did you mean --source" in err
+    code, out, err = call(capsys, "doctor", "quick")
+    assert code == 2 and out == "" and "'quick' is one argument too many; see rtl doctor --help" in err
 
 
 def test_a_wrong_source_is_found_before_the_corpus_is_read(monkeypatch, capsys):
@@ -178,7 +182,7 @@ def test_ctrl_c_ends_with_exit_code_130(folder_corpus, monkeypatch, capsys):
 # run, study, report
 
 
-def test_run_trains_then_loads(folder_corpus, capsys):
+def test_run_trains_then_loads(folder_corpus, monkeypatch, capsys):
     arguments = ("run", "--corpus", folder_corpus, *OPTIONS, "--seed", 3, "--vocab-size", "none")
     code, out, err = call(capsys, *arguments, "--json")
     row = json.loads(out)
@@ -186,8 +190,10 @@ def test_run_trains_then_loads(folder_corpus, capsys):
     assert all(1 < row[name] < 1000 for name in PERPLEXITIES)
     again = call(capsys, *arguments, "--json")
     assert json.loads(again[1]) == row and f"loaded {row['record']}" in again[2]
-    assert row["test_tokens"] > 0 and row["near_duplicates"] == 0
-    assert f"with {row['test_documents']} documents of test text, arms can hardly be told apart" in err
+    few = f"{row['test documents']} documents of test text are few to tell arms apart"
+    assert row["test tokens"] > 0 and few in err and "cut long ones into several" in err
+    monkeypatch.setattr("rtl_core.__main__.FEW_DOCUMENTS", row["test documents"])
+    assert "are few" not in call(capsys, *arguments)[2]
     code, out, _ = call(capsys, *arguments)
     assert code == 0 and f"{row['test_perplexity_document']:.2f}" in out
     stored = json.loads((results_dir() / "local" / f"{row['record']}.json").read_text())["experiment"]
@@ -232,9 +238,15 @@ def test_study_then_report(small_study, monkeypatch, capsys):
     assert code == 0 and sorted(r["record"] for r in json.loads(out)) == sorted(r["record"] for r in rows)
     code, out, _ = call(capsys, "report", "--results", "local")
     assert code == 0 and "domain-sentence, fine-tuned" in out and "baseline" in out
-    monkeypatch.setattr("rtl_core.results.grid", lambda name: small_study)
+    parts = {"smoke": small_study[:2], "criteria": small_study[3:], "full": []}
+    monkeypatch.setattr("rtl_core.results.grid", parts.get)
     code, out, _ = call(capsys, "report", "smoke", "criteria", "--results", "local")
-    assert code == 0 and "random, fine-tuned, criterion sampled-softmax" in out
+    assert (
+        code == 0 and "random, fine-tuned, criterion sampled-softmax" in out and "domain-sentence" not in out
+    )
+    for form in ((), ("--json",)):
+        code, out, err = call(capsys, "report", "full", "--results", "local", *form)
+        assert code == 2 and out == "" and "has no run of full; rtl study --size full makes them" in err
     collect(load_results("local"), results_dir() / "reference")
     code, _, err = call(capsys, "report")
     assert code == 0 and "the committed records" not in err
@@ -410,7 +422,8 @@ def test_data_list_has_a_row_for_every_corpus(monkeypatch, capsys):
     assert rows["docstrings"]["at_hand"] and not rows["wikitext-2"]["at_hand"]
     assert all(row["licence"] and row["home"] for row in rows.values())
     code, out, _ = call(capsys, "data", "list")
-    assert code == 0 and "rtl data get wikitext-2" in out
+    assert code == 0 and "rtl data get wikitext-2`\n" in out
+    assert "`rtl data get gum` says where to get it and where to lay it" in out
 
 
 def test_data_check_of_a_missing_corpus_has_exit_code_1(monkeypatch, capsys):

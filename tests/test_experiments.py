@@ -465,9 +465,15 @@ def test_what_a_recipe_means_does_not_change_in_silence():
         "vocab_size": 10_000, "input_mode": "finetuned", "output_init": "random", "input_rms": 0.3,
         "hidden_size": 128, "n_layers": 1, "dropout": 0.3, "criterion": "sampled-softmax", "n_samples": 512,
         "train_context": "stream", "batch_size": 64, "window": 35, "learning_rate": 8e-3, "clip": 1.0,
-        "schedule": "one-cycle", "weight_decay": 0.0, "max_epochs": 8, "patience": 2, "pretrain_on": "corpus",
+        "schedule": "one-cycle", "weight_decay": 0.0, "adam_eps": 1e-8, "max_epochs": 8, "patience": 2,
+        "pretrain_on": "corpus",
     }  # fmt: skip
     assert recipe.items() <= defaults.items() and RECIPE["run"] == 2
+
+
+def test_adam_s_eps_reaches_the_optimiser(tiny):
+    plain, held = (run(BASE.replace(adam_eps=eps)).history[-1]["train_loss"] for eps in (1e-8, 1.0))
+    assert held > plain + 0.1
 
 
 def test_pretraining_reads_the_text_that_is_asked_for(tiny, monkeypatch):

@@ -78,8 +78,8 @@ def corpora_table() -> list[dict]:
             where = next((str(path.parent) for path in files.values()), entry["home"])
             row |= {"at_hand": True, "where": where}
         except StudyError:
-            by_hand = "" if "downloads" in entry else "by hand, as it says: "
-            row |= {"at_hand": False, "where": f"{by_hand}run `rtl data get {name}`"}
+            by_hand = "" if "downloads" in entry else " says where to get it and where to lay it"
+            row |= {"at_hand": False, "where": f"`rtl data get {name}`{by_hand}"}
         rows.append(row | {"licence": entry["licence"], "home": entry["home"]})
     return rows
 
