@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from dataclasses import asdict, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -333,7 +334,7 @@ def test_embeddings_and_their_scores_are_told(tiny):
     assert facts["coverage"]["type_share"] == 1.0 and 0 <= facts["scores"]["accuracy"] <= 1
     assert record.pretraining_seconds == facts["provenance"]["seconds"]
     assert record.training_seconds == sum(row["seconds"] for row in record.history) > 0
-    assert record.environment["threads"] == 1 and record.environment["versions"]["torch"] == torch.__version__
+    assert record.environment["threads"] == 1 and record.environment["versions"]["torch"] == version("torch")
 
 
 # Sources that cannot enter
@@ -473,7 +474,7 @@ def test_what_a_recipe_means_does_not_change_in_silence():
 
 def test_adam_s_eps_reaches_the_optimiser(tiny):
     plain, held = (run(BASE.replace(adam_eps=eps)).history[-1]["train_loss"] for eps in (1e-8, 1.0))
-    assert held > plain + 0.1
+    assert held > plain + 0.02
 
 
 def test_pretraining_reads_the_text_that_is_asked_for(tiny, monkeypatch):
