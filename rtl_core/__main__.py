@@ -301,19 +301,20 @@ def _report(arguments) -> None:
             print(f"wrote {path}", file=sys.stderr)
         return
     results = load_results(arguments.results)
-    if arguments.results is None and results.folder == results_dir() / "reference":
+    committed = (folder := results.folder) == results_dir() / "reference"
+    sizes = [STUDY_SIZES[name] for name in arguments.study if name in STUDY_SIZES]
+    if arguments.study:
+        results = results.of(*arguments.study)
+        if not results.records:
+            raise StudyError(
+                f"{folder} has no run of {', '.join(arguments.study)}; rtl study --size {arguments.study[0]} makes "
+                f"them{'' if committed else ', --results reference shows what is committed'}."
+            )
+    if arguments.results is None and committed:
         print(
             "the committed records: your own are no study yet, a baseline and an arm (--results local shows them)",
             file=sys.stderr,
         )
-    sizes = [STUDY_SIZES[name] for name in arguments.study if name in STUDY_SIZES]
-    if arguments.study:
-        folder, results = results.folder, results.of(*arguments.study)
-        if not results.records:
-            raise StudyError(
-                f"{folder} has no run of {', '.join(arguments.study)}; rtl study --size {arguments.study[0]} makes "
-                "them, --results reference shows the committed ones."
-            )
     leaky = bool(sizes) and all(size.leaky for size in sizes)
     if (told := sorted({r.told for r in results.records} - {""})) and not leaky:
         print(f"left out, because the perplexity is no result: {', '.join(told)}", file=sys.stderr)

@@ -283,7 +283,7 @@ class Experiment(_Config):
     learning_rate: float = _setting(8e-3, "peak learning rate of Adam", 1e-8, 1e3)
     adam_eps: float = _setting(
         1e-8,
-        "added to the root of Adam's second moment: larger, what has small gradients (rare words) moves less",
+        "added to the root of Adam's second moment: the larger, the less move rare words and all of small gradients",
         1e-12,
         1.0,
     )

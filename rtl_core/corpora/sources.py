@@ -54,7 +54,7 @@ def raw_files(name: str) -> dict[str, Path]:
     )
     raise StudyError(
         f"{name} is not at hand: {', '.join(entry['files'])} not found together in {looked}. {get} lay them into "
-        f"{entry['folders'][0]}/ in RTL_DATA_DIR."
+        f"{entry['folders'][0]}/ in RTL_DATA_DIR, which names a folder of yours, or into the one just looked in."
     )
 
 
