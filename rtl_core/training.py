@@ -70,14 +70,14 @@ class Optimisation:
     clip: float = 1.0  # largest norm of the gradient of the mean loss
     warmup: float = 0.2  # share of all steps before the peak of one-cycle
     method: str = "adam"  # or "adagrad", whose steps only ever shrink
-    eps: float = 1e-8  # of adam, added to the root of the second moment
+    eps: float = 1e-8  # added to the root of the squares: larger, it keeps the steps of small gradients small
     average_from: int | None = None  # epoch from which on the mean of the weights is what counts: RunningMean
     patience_after: int = 0  # epochs that do not count for patience: part of the model is held until then
 
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns the optimiser of these parameters."""
-        if self.method == "adagrad":  # eps keeps the first steps small, and those of what has small gradients
-            return torch.optim.Adagrad(parameters, self.learning_rate, eps=1e-3)
+        if self.method == "adagrad":
+            return torch.optim.Adagrad(parameters, self.learning_rate, eps=self.eps)
         settings = {"weight_decay": self.weight_decay, "eps": self.eps, "fused": True}
         return RowwiseAdamW(parameters, self.learning_rate, **settings)
 

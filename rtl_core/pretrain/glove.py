@@ -132,7 +132,10 @@ def additive_fit(logs: sparse.csr_array, rounds: int = 10) -> np.ndarray:
 
 def optimisation(epochs: int) -> Optimisation:
     """Returns how GloVe is trained: by AdaGrad, at one rate, its gradients as they are."""
-    return Optimisation(LEARNING_RATE, "constant", epochs, patience=2, clip=math.inf, method="adagrad")
+    # eps keeps the first steps small, and those of what has small gradients
+    return Optimisation(
+        LEARNING_RATE, "constant", epochs, patience=2, clip=math.inf, method="adagrad", eps=1e-3
+    )
 
 
 def pretrain(corpus: Corpus, vocabulary: Vocabulary, config: PretrainConfig) -> Pretrained:
