@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from rtl_core.config import Experiment, derive_seed
-from rtl_core.softmax import LogNormaliser, SoftmaxLoss, fast_bf16, matmul, token_nats
+from rtl_core.softmax import SampledLoss, SoftmaxLoss, compiled_here, fast_bf16, matmul, token_nats
 from rtl_core.training import device
 
 
@@ -109,22 +109,27 @@ class OutputLayer(nn.Module):
         Shapes: hidden (N, D), targets (N,), sample (S,).
         Source: Ma and Collins 2018, equation 5 (ranking objective); Jean et al. 2015, section 3.
         """
-        true, noise_rows, noise_bias, of_true = self.gathered(hidden, targets, sample)
-        noise = LogNormaliser.apply(hidden, noise_rows, noise_bias, self.bf16)  # (N,)
-        normaliser = torch.logaddexp(noise, true - of_true)
-        return (normaliser - true).sum()
+        weight, bias, constant = self.gathered(targets, sample)
+        if compiled_here(hidden):
+            return SampledLoss.apply(hidden, weight, bias, self.bf16) - constant
+        true, noise = self._logits(hidden, weight, bias)
+        return (torch.logaddexp(noise.logsumexp(1), true) - true).sum() - constant
 
-    def gathered(self, hidden: torch.Tensor, targets: torch.Tensor, sample: torch.Tensor):
-        """Returns what a loss on a sample is made of, by one look-up in the table.
+    def gathered(self, targets: torch.Tensor, sample: torch.Tensor):
+        """Returns what a loss on a sample is made of, by one look-up in the table: true words first, then drawn ones.
 
-        The true words' logits (N,), the drawn words' rows (S, D) and bias less log(S q) (S,), and the true words'
-        log(S q) (N,).
+        Rows (N + S, D), bias less log(S q) (N + S,), and the sum of the true words' log(S q).
         """
-        rows, n = torch.cat([targets, sample]), len(targets)
-        weight, bias = F.embedding(rows, self.weight, sparse=self.sparse), self.bias[rows]
+        rows = torch.cat([targets, sample])
         correction = self.log_q[rows] + float(np.log(len(sample)))
+        bias = self.bias[rows] - correction
+        return F.embedding(rows, self.weight, sparse=self.sparse), bias, correction[: len(targets)].sum()
+
+    def _logits(self, hidden, weight, bias):
+        """Returns the logits of the true words and of the drawn ones. Shapes: as in SampledLoss -> (N,), (N, S)."""
+        n = len(hidden)
         true = (hidden * weight[:n]).sum(1) + bias[:n]
-        return true, weight[n:], bias[n:] - correction[n:], correction[:n]
+        return true, matmul(hidden, weight[n:].T, self.bf16) + bias[n:]
 
     @torch.no_grad()
     def nats(self, hidden: torch.Tensor, targets: torch.Tensor, bf16: bool = False) -> torch.Tensor:
@@ -147,9 +152,9 @@ class NoiseContrastive(OutputLayer):
         Shapes: hidden (N, D), targets (N,), sample (S,).
         Source: Gutmann and Hyvärinen 2010, equation 8; Mnih and Teh 2012, equations 8 to 10.
         """
-        true, noise_rows, noise_bias, of_true = self.gathered(hidden, targets, sample)
-        noise = matmul(hidden, noise_rows.T, self.bf16) + noise_bias  # (N, S)
-        return F.softplus(of_true - true).sum() + F.softplus(noise).sum()
+        weight, bias, _ = self.gathered(targets, sample)
+        true, noise = self._logits(hidden, weight, bias)
+        return F.softplus(-true).sum() + F.softplus(noise).sum()
 
 
 class AdaptiveSoftmax(nn.Module):

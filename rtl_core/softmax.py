@@ -8,16 +8,19 @@ import math
 import os
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-BLOCK_TOKENS, BLOCK_WORDS = 256, 1024  # logits held at a time: 1 MiB stays in cache
+BLOCK_TOKENS, BLOCK_WORDS = 512, 1024  # logits held at a time: 2 MiB stay in cache
 LOG2E = math.log2(math.e)
 LEAST, MOST = 1e-30, 1e38  # a sum of exponentials between these has lost nothing in float32
-# A product in bf16 is compiled for every new shape and kept. Batches of sentences have many shapes: a thousand kept
-# ones held 500 MiB in pre-training a masked language model, sixteen take no longer.
+# A product in bf16, an LSTM too, is compiled for every new shape, in a millisecond or two, and kept. Batches of
+# sentences have many shapes: a thousand kept ones held 500 MiB in pre-training a masked language model. So a sampled
+# loss takes its tokens in multiples of PADDED, and 64 are kept.
+PADDED = 128
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_name, "16")
+    os.environ.setdefault(_name, "64")
 
 
 @cache
@@ -27,6 +30,16 @@ def fast_bf16(device_type: str = "cpu") -> bool:
         return torch.cuda.is_bf16_supported()
     found = torch.cpu.get_capabilities() if device_type == "cpu" else {}
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def compiled_here(values: torch.Tensor) -> bool:
+    """Returns whether these numbers are for the compiled loops (kernels.py): float32 on a processor."""
+    return values.device.type == "cpu" and values.dtype == torch.float32
+
+
+def as_numpy(values: torch.Tensor) -> np.ndarray:
+    """Returns the same memory as an array; numpy has no bf16, whose bits are given instead."""
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
@@ -46,33 +59,44 @@ def affine(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return F.linear(hidden, weight, bias)
 
 
-class LogNormaliser(torch.autograd.Function):
-    """log of the sum over j of exp(h · w_j + b_j); its gradient reuses the exponentials of the forward pass.
+class SampledLoss(torch.autograd.Function):
+    """The sum over tokens of log(exp(t) + Σ_j exp(s_j)) - t: their own words' logits t, those s_j of a sample.
 
-    For a few thousand words, whose logits may be held. Three passes over the (N, S) logits forward and one
-    backward, against ten of the plain expression.
+    One pass over the logits (`kernels.softmax_rows`) leaves in their place what the gradient is made of: one pass
+    of a million numbers where the plain expression, which other devices take, makes a dozen.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, bf16: bool):
-        """Returns the log normaliser. Shapes: hidden (N, D), weight (S, D), bias (S,) -> (N,)."""
-        logits = matmul(hidden, weight.T, True).add_(bias) if bf16 else torch.addmm(bias, hidden, weight.T)
-        largest = logits.amax(1, keepdim=True)
-        exponentials = logits.sub_(largest).exp_()
-        total = exponentials.sum(1, keepdim=True)
-        ctx.save_for_backward(hidden, weight, exponentials, total)
-        ctx.bf16 = bf16
-        return (largest + total.log()).squeeze(1)
+        """Returns the sum, a scalar.
+
+        Shapes: hidden (N, D); weight (N + S, D) and bias (N + S,), of the own words first, then of the sample.
+        """
+        from rtl_core.kernels import softmax_rows
+
+        n, kind = len(hidden), torch.bfloat16 if bf16 else torch.float32
+        padded = hidden.new_zeros(-(-n // PADDED) * PADDED, hidden.shape[1], dtype=kind)
+        padded[:n] = hidden
+        logits = (
+            padded @ (weight[n:] * LOG2E).to(kind).T
+        )  # of rows that are not there: zero, and they stay so
+        of_bias = torch.zeros_like(bias)
+        total = softmax_rows(*map(as_numpy, (logits[:n], bias * LOG2E, hidden, weight, of_bias)))
+        ctx.save_for_backward(hidden, weight, padded, logits, of_bias)
+        return hidden.new_tensor(total)
 
     @staticmethod
     def backward(ctx, gradient):
-        """Returns the gradients of hidden, weight and bias: the softmax, weighted by `gradient` (N,)."""
-        hidden, weight, exponentials, total = ctx.saved_tensors
-        share = exponentials.mul(gradient[:, None] / total)  # (N, S)
-        of_bias = share.sum(0)
-        if ctx.bf16:  # converted once for both products
-            share, weight, hidden = share.bfloat16(), weight.bfloat16(), hidden.bfloat16()
-        return (share @ weight).float(), (share.T @ hidden).float(), of_bias, None
+        """Returns the gradients of hidden, weight and bias: shares, less 1 for own words, times the scalar."""
+        hidden, weight, padded, shares, of_bias = ctx.saved_tensors
+        n, of_bias, of_weight = len(hidden), of_bias * gradient, None
+        own = of_bias[:n, None]
+        of_hidden = (shares @ (weight[n:] * gradient).to(shares.dtype))[:n].float().addcmul_(weight[:n], own)
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.empty_like(weight)
+            torch.mul(hidden, own, out=of_weight[:n])
+            torch.mul(shares.T @ padded, gradient, out=of_weight[n:])
+        return of_hidden, of_weight, of_bias, None
 
 
 class SoftmaxLoss(torch.autograd.Function):
@@ -144,9 +168,20 @@ def _logits(scaled: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor) -> 
 def _of_part(hidden: torch.Tensor, blocks: list) -> torch.Tensor:
     """Returns the log normalisers of one block of tokens. Shapes: (n, D) -> (n,)."""
     scaled = (hidden * LOG2E).to(blocks[0][0].dtype)
-    logits = (_logits(scaled, *block) for block in blocks)
-    total = sum(block.exp2_().sum(1) for block in logits)
+    total = hidden.new_zeros(len(hidden))
+    for block in blocks:
+        _add_exponentials(total, scaled, *block)
     if bool(((total > LEAST) & (total < MOST)).all()):
         return total.log()
     careful = (_logits(scaled, *block).div_(LOG2E).logsumexp(1) for block in blocks)
     return torch.stack(list(careful)).logsumexp(0)
+
+
+def _add_exponentials(total: torch.Tensor, scaled: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor):
+    """Adds to `total` each token's sum of exponentials over a block of words. Shapes: (n,), (n, D), (m, D), (m,)."""
+    if compiled_here(total):
+        from rtl_core.kernels import add_exponentials
+
+        add_exponentials(*map(as_numpy, (affine(scaled, rows), offsets, total)))
+    else:
+        total += _logits(scaled, rows, offsets).exp2_().sum(1)

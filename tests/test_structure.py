@@ -22,6 +22,7 @@ LAYERS = (
     ("corpora",),
     ("studies",),
     ("texts", "batches", "embeddings"),
+    ("kernels",),
     ("training",),
     ("softmax",),
     ("criteria",),
@@ -48,7 +49,7 @@ COMPARING = ("__init__", "objective")  # which bring the pretrainers together
 SLOW_TO_IMPORT = ("gensim", "umap", "IPython")
 OUTER = ("figures", "notebook", "exercises", "atlas", "report", "doctor", "arguments", "__main__")
 LIMITS = {"file": 300, "function": 40, "median function": 12, "nesting": 3, "parameters": 6}
-BUDGET = {"core": 7700, "figures and shell": 2325}
+BUDGET = {"core": 7820, "figures and shell": 2325}
 HOME = re.compile(r"/(?:home|Users|root)/\w|[A-Z]:\\+Users\\")
 ABSOLUTE = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|private|var|opt|usr|mnt)/|file:///|[A-Z]:\\\\?\w")
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)

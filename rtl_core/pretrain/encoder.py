@@ -51,13 +51,18 @@ class BidirectionalEncoder(nn.Module):
         """
         ahead = vectors = self.table(ids)  # (B, T, D)
         positions = torch.arange(ids.shape[1], device=ids.device)
-        mirror = (mask.sum(1, keepdim=True) - 1 - positions).clamp(min=0)[..., None]  # (B, T, 1)
-        behind = vectors.gather(1, mirror.expand_as(vectors))
+        mirror = (mask.sum(1, keepdim=True) - 1 - positions).clamp(min=0)  # (B, T)
+        places = (mirror + len(positions) * torch.arange(len(ids), device=ids.device)[:, None]).flatten()
+        behind = _rows(vectors, places)
         for forward_lstm, backward_lstm in zip(self.forward_lstms[:layer], self.backward_lstms[:layer]):
             ahead, _ = forward_lstm(ahead)
             behind, _ = backward_lstm(behind)
-        behind = behind.gather(1, mirror.expand_as(behind))
-        return torch.cat([ahead, behind], dim=-1)
+        return torch.cat([ahead, _rows(behind, places)], dim=-1)
+
+
+def _rows(vectors: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Returns the vectors at places of the flattened batch. Shapes: (B, T, D), (B T,) -> (B, T, D)."""
+    return vectors.flatten(0, 1).index_select(0, places).view_as(vectors)
 
 
 def random_table(vocab_size: int, dim: int) -> InputTable:
