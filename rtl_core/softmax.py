@@ -17,10 +17,10 @@ LOG2E = math.log2(math.e)
 LEAST, MOST = 1e-30, 1e38  # a sum of exponentials between these has lost nothing in float32
 # A product in bf16, an LSTM too, is compiled for every new shape, in a millisecond or two, and kept. Batches of
 # sentences have many shapes: a thousand kept ones held 500 MiB in pre-training a masked language model. So a sampled
-# loss takes its tokens in multiples of PADDED, and 64 are kept.
+# loss takes its tokens in multiples of PADDED, and 32 are kept.
 PADDED = 128
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_name, "64")
+    os.environ.setdefault(_name, "32")
 
 
 @cache
