@@ -198,9 +198,8 @@ def _run(arguments) -> int:
     record = run(e)
     row = {"record": record.name, "status": record.status, **record.scores, "converged": record.converged}
     row |= {"training_seconds": record.training_seconds, "epochs": len(record.history)}
-    told = {"lm_tokens": "LM tokens", "test_tokens": "test tokens", "test_documents": "test documents"}
-    told |= {"left_out": "near-duplicates left out"}  # paragraphs of the corpus
-    row |= {words: record.text[name] for name, words in told.items() if name in record.text}
+    told = ("lm_tokens", "test_tokens", "test_documents", "left_out")  # the last: near-duplicate paragraphs
+    row |= {name: record.text[name] for name in told if name in record.text}
     if record.status == "done" and record.text["test_documents"] < FEW_DOCUMENTS:
         more = "give more, or cut long ones into several" if e.test_tokens is None else "raise --test-tokens"
         say(
@@ -293,6 +292,8 @@ def _report(arguments) -> None:
     from rtl_core.results import record_rows
     from rtl_core.tables import markdown_table
 
+    if arguments.study and (arguments.write or arguments.promote):
+        raise StudyError("--write and --promote make every generated part anew; name a STUDY without them.")
     if arguments.promote:
         names = {record_path(e).stem for size in arguments.promote for e in grid(size)}
         print(f"wrote {report.promote(load_results('local').select(names))}", file=sys.stderr)

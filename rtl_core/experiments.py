@@ -48,7 +48,7 @@ from rtl_core.tuning import Trial, best_trial, trials_of
 
 # Threads of one worker share torch's random generator: two runs at once would not be reproducible.
 one_at_a_time = threading.Lock()
-VERSIONS = ("torch", "numpy", "gensim", "pandas", "scikit-learn")
+VERSIONS = ("torch", "numpy", "numba", "gensim", "pandas", "scikit-learn")
 
 
 def record_path(e: Experiment):
@@ -322,10 +322,7 @@ def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
             "test_documents": len(text.test.document_ids),
             "unk_share": float(np.mean(text.test.tokens == UNK_ID)),
             "extra_tokens": extra_tokens(e, text, read),
-            **(
-                {"left_out": n} if (n := corpus.report.get("near_duplicates")) else {}
-            ),  # near-duplicate paragraphs
-            **_feature_facts(e, text),
+            **_further_facts(e, text),
         },
         environment=environment(),
         **facts | {"scores": measured | facts.get("scores", {})},
@@ -340,12 +337,17 @@ def _store(e: Experiment, text: Text, nats: dict | None, facts: dict) -> Record:
     return record
 
 
-def _feature_facts(e: Experiment, text: Text) -> dict:
-    """Returns what stands behind a context feature: its name and the running tokens that its reader learnt from."""
-    if e.context_feature == "none":
-        return {}
-    tokens = sum(d.n_tokens for d in feature_documents(e, text))
-    return {"context_feature": e.context_feature, "feature_tokens": tokens}
+def _further_facts(e: Experiment, text: Text) -> dict:
+    """Returns what only some texts have: paragraphs left out as near-duplicates; what stands behind a feature.
+
+    That is its name and the running tokens that its reader learnt from.
+    """
+    left_out = text.corpus.report.get("near_duplicates")
+    facts = {"left_out": left_out} if left_out else {}
+    if e.context_feature != "none":
+        tokens = sum(d.n_tokens for d in feature_documents(e, text))
+        facts |= {"context_feature": e.context_feature, "feature_tokens": tokens}
+    return facts
 
 
 def environment() -> dict:

@@ -12,14 +12,17 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-LEAST = np.float32(
-    -100
-)  # no share below 2^-100: the numbers below 2^-126 slow a processor down a hundred times
-LOG2E = np.float32(math.log2(math.e))
-MOST = np.float32(1e38)  # a sum of exponentials below this has lost nothing in float32
-# Sums may be taken in any order, so that many numbers are added at a time; what is no number stays none.
+LN2 = np.float32(math.log(2))
+FAR = np.float32(
+    2**24
+)  # how much more probable than the own word the drawn ones may be together, until it is looked
+# for the largest of them. From there no exponent is below LEAST_EXPONENT: numbers below 2^-126, which shares then
+# never are, slow a processor down a hundred times.
+LEAST_EXPONENT = np.float32(-100)
+# Sums may be taken in any order, so that many numbers are added at a time; what is no number stays none. It takes a
+# second in each process: numba's cache on disk has no lock against two that write, and wants a place it may write to.
 FREE = {"reassoc", "contract", "arcp", "nsz"}
-compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=FREE)
+compiled = numba.njit(nogil=True, error_model="numpy", fastmath=FREE)
 
 
 @compiled
@@ -34,18 +37,18 @@ def softmax_rows(logits, bias, hidden, weight, of_bias):
     n, nats = len(logits), 0.0
     numbers, of_drawn, own_bias, bias = np.empty(logits.shape[1], np.float32), of_bias[n:], bias[:n], bias[n:]
     for i in range(n):
-        row, state, own_row, own = logits[i], hidden[i], weight[i], np.float32(0)
-        for d in range(len(state)):
-            own += state[d] * own_row[d]
-        own = origin = own * LOG2E + own_bias[i]
+        row, hidden_row, own_row, own = logits[i], hidden[i], weight[i], np.float32(0)
+        for d in range(len(hidden_row)):
+            own += hidden_row[d] * own_row[d]
+        own = origin = own / LN2 + own_bias[i]
         total = _exponentials(row, bias, origin, numbers)
-        if not total < MOST:  # some drawn word is far more probable: once more from the largest logit
+        if not total < FAR:  # once more from the largest logit
             for j in range(len(row)):
                 origin = max(origin, _value(row[j]) + bias[j])
             total = _exponentials(row, bias, origin, numbers)
-        mine = _exp2(_at_least(LEAST, own - origin))
+        mine = _exp2(_at_least(LEAST_EXPONENT, own - origin))
         total += mine
-        nats += (origin + np.log2(total) - own) / LOG2E
+        nats += (origin + np.log2(total) - own) * LN2
         of_bias[i] = mine / total - 1
         scale = np.float32(1) / total
         for j in range(len(row)):
@@ -61,7 +64,7 @@ def _exponentials(row, bias, origin, numbers):
     """Fills `numbers` with 2^(logit + bias - origin) of a row of logits, and returns their sum."""
     total = np.float32(0)
     for j in range(len(row)):
-        numbers[j] = _exp2(_at_least(LEAST, _value(row[j]) + bias[j] - origin))
+        numbers[j] = _exp2(_at_least(LEAST_EXPONENT, _value(row[j]) + bias[j] - origin))
     for j in range(len(row)):
         total += numbers[j]
     return total
@@ -69,7 +72,7 @@ def _exponentials(row, bias, origin, numbers):
 
 @compiled
 def add_exponentials(logits, bias, total):
-    """Adds each row's sum of 2^(logit + bias) to `total`; infinite where one is too large for float32.
+    """Adds each row's sum of 2^(logit + bias) to `total`; over 1e38 where one is too large for float32.
 
     Shapes: logits (n, m), float32 or the bits of bf16; bias (m,); total (n,).
     """
@@ -88,9 +91,9 @@ def _at_least(least, x):
 
 @numba.njit(inline="always")
 def _exp2(x):
-    """2^x in float32, to 2 units in the last place; a polynomial, so that the processor does many at a time."""
+    """2^x in float32, to 3 units in the last place; a polynomial, so that the processor does many at a time."""
     x = _at_least(np.float32(-126), x)
-    x = np.float32(127) if x > np.float32(127) else x  # over MOST, so that who sums sees it
+    x = np.float32(127) if x > np.float32(127) else x  # over 1e38, so that who sums sees it
     whole = np.floor(x)
     part = x - whole
     p = np.float32(1.8775767e-3)

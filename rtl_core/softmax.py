@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 BLOCK_TOKENS, BLOCK_WORDS = 512, 1024  # logits held at a time: 2 MiB stay in cache
 LOG2E = math.log2(math.e)
-LEAST, MOST = 1e-30, 1e38  # a sum of exponentials between these has lost nothing in float32
+LEAST, MOST = 1e-25, 1e38  # a sum of exponentials between these has lost nothing in float32
 # A product in bf16, an LSTM too, is compiled for every new shape, in a millisecond or two, and kept. Batches of
-# sentences have many shapes: a thousand kept ones held 500 MiB in pre-training a masked language model. So a sampled
-# loss takes its tokens in multiples of PADDED, and 32 are kept.
+# sentences have many shapes: a thousand kept ones held 500 MiB in pre-training a masked language model. So 32 are
+# kept, and SampledLoss takes its tokens in multiples of PADDED.
 PADDED = 128
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_name, "32")
@@ -39,7 +39,7 @@ def compiled_here(values: torch.Tensor) -> bool:
 
 def as_numpy(values: torch.Tensor) -> np.ndarray:
     """Returns the same memory as an array; numpy has no bf16, whose bits are given instead."""
-    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).detach().numpy()
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, bf16: bool) -> torch.Tensor:
@@ -95,7 +95,8 @@ class SampledLoss(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             of_weight = torch.empty_like(weight)
             torch.mul(hidden, own, out=of_weight[:n])
-            torch.mul(shares.T @ padded, gradient, out=of_weight[n:])
+            of_weight[n:] = shares.T @ padded
+            of_weight[n:] *= gradient  # in float32, not rounded once more
         return of_hidden, of_weight, of_bias, None
 
 

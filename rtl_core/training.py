@@ -48,8 +48,6 @@ def _c_library(function: str, *arguments: int) -> None:
 
 
 keep_memory()
-# Linux: torch takes memory of 2 MiB and more in large pages, for fewer look-ups of addresses: a step takes 6 % less.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class Loss(NamedTuple):
@@ -79,7 +77,9 @@ class Optimisation:
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns the optimiser of these parameters."""
         if self.method == "adagrad":
-            return torch.optim.Adagrad(parameters, self.learning_rate, eps=self.eps, fused=True)
+            return torch.optim.Adagrad(
+                parameters, self.learning_rate, eps=self.eps, fused=parameters[0].is_cpu
+            )
         settings = {"weight_decay": self.weight_decay, "eps": self.eps, "fused": True}
         return RowwiseAdamW(parameters, self.learning_rate, **settings)
 

@@ -190,9 +190,9 @@ def test_run_trains_then_loads(folder_corpus, monkeypatch, capsys):
     assert all(1 < row[name] < 1000 for name in PERPLEXITIES)
     again = call(capsys, *arguments, "--json")
     assert json.loads(again[1]) == row and f"loaded {row['record']}" in again[2]
-    few = f"{row['test documents']} documents of test text are few to tell arms apart"
-    assert row["test tokens"] > 0 and few in err and "cut long ones into several" in err
-    monkeypatch.setattr("rtl_core.__main__.FEW_DOCUMENTS", row["test documents"])
+    few = f"{row['test_documents']} documents of test text are few to tell arms apart"
+    assert row["test_tokens"] > 0 and few in err and "cut long ones into several" in err
+    monkeypatch.setattr("rtl_core.__main__.FEW_DOCUMENTS", row["test_documents"])
     assert "are few" not in call(capsys, *arguments)[2]
     code, out, _ = call(capsys, *arguments)
     assert code == 0 and f"{row['test_perplexity_document']:.2f}" in out
@@ -288,6 +288,8 @@ def test_studies_that_the_readme_does_not_show_cannot_replace_the_reference(smal
     experiments.run_all(small_study, workers=1)
     (results_dir() / "reference").mkdir()
     (results_dir() / "reference" / "old.json").write_text("kept")
+    code, _, err = call(capsys, "report", "laptop", "--write")
+    assert code == 2 and "name a STUDY without them" in err
     code, _, err = call(capsys, "report", "--promote", "smoke")
     assert code == 2 and "rtl report --promote laptop tasks" in err
     assert (results_dir() / "reference" / "old.json").read_text() == "kept"
