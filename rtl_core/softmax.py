@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BLOCK_TOKENS, BLOCK_WORDS = 512, 1024  # logits held at a time: 2 MiB stay in cache
+BLOCK_TOKENS, BLOCK_WORDS = 1024, 1024  # logits held at a time: 4 MiB stay near the processor
 LOG2E = math.log2(math.e)
 LEAST, MOST = 1e-25, 1e38  # a sum of exponentials between these has lost nothing in float32
 # A product in bf16, an LSTM too, is compiled for every new shape, in a millisecond or two, and kept. Batches of
@@ -180,7 +180,9 @@ def _of_part(hidden: torch.Tensor, blocks: list) -> torch.Tensor:
 
 def _add_exponentials(total: torch.Tensor, scaled: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor):
     """Adds to `total` each token's sum of exponentials over a block of words. Shapes: (n,), (n, D), (m, D), (m,)."""
-    if compiled_here(total):
+    if (
+        compiled_here(total) and torch.get_num_threads() == 1
+    ):  # several share out torch's passes, each its own rows
         from rtl_core.kernels import add_exponentials
 
         add_exponentials(*map(as_numpy, (affine(scaled, rows), offsets, total)))
