@@ -203,7 +203,7 @@ def _run(arguments) -> int:
     if record.status == "done" and record.text["test_documents"] < FEW_DOCUMENTS:
         more = "give more, or cut long ones into several" if e.test_tokens is None else "raise --test-tokens"
         say(
-            f"{record.text['test_documents']} documents of test text are few to tell arms apart, whose intervals "
+            f"too few documents of test text to tell arms apart: {record.text['test_documents']}. Intervals "
             f"are over documents and seeds; {more}"
         )
     lines = [f"{k:28} {v:.2f}" if isinstance(v, float) else f"{k:28} {v}" for k, v in row.items()]

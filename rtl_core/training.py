@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from rtl_core.batches import Batch
 from rtl_core.config import derive_seed
-from rtl_core.storage import StudyError, atomic
+from rtl_core.storage import StudyError, atomic, say
 
 # In MiB. The C library gives freed memory back to the system, and a training step takes as much as the one before:
 # of the study's recipe 3,000 page faults a step, 6 ms of 24. It keeps so much instead; see `keep_memory`.
@@ -77,9 +77,8 @@ class Optimisation:
     def optimiser(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Returns the optimiser of these parameters."""
         if self.method == "adagrad":
-            return torch.optim.Adagrad(
-                parameters, self.learning_rate, eps=self.eps, fused=parameters[0].is_cpu
-            )
+            fused = parameters[0].is_cpu
+            return torch.optim.Adagrad(parameters, self.learning_rate, eps=self.eps, fused=fused)
         settings = {"weight_decay": self.weight_decay, "eps": self.eps, "fused": True}
         return RowwiseAdamW(parameters, self.learning_rate, **settings)
 
@@ -103,9 +102,9 @@ class History:
 
     @property
     def converged(self) -> bool:
-        """Whether the last epoch gained at most 1 % of perplexity on validation, or none."""
+        """Whether the last epoch gained at most 1 % of perplexity on validation over the best before it, or none."""
         losses = [row["valid_loss"] for row in self.rows]
-        return len(losses) > 1 and losses[-2] - losses[-1] <= 0.01
+        return len(losses) > 1 and min(losses[:-1]) - losses[-1] <= 0.01
 
 
 class RowwiseAdamW(torch.optim.AdamW):
@@ -360,7 +359,8 @@ def _resume(path, objective, optimiser, mean) -> tuple[list[dict], dict]:
     mean.count, values = int(notes.get("averaged", 0)), _part(tensors, "mean.")
     mean.values = [values[str(index)].to(mean.parameters[index].device) for index in range(len(values))]
     optimiser.load_state_dict({"state": states, "param_groups": groups})
-    return json.loads(notes["rows"]), _part(tensors, "best.")
+    say(f"going on after epoch {len(rows := json.loads(notes['rows']))}")
+    return rows, _part(tensors, "best.")
 
 
 def _part(tensors: dict, prefix: str) -> dict:

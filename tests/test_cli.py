@@ -190,10 +190,10 @@ def test_run_trains_then_loads(folder_corpus, monkeypatch, capsys):
     assert all(1 < row[name] < 1000 for name in PERPLEXITIES)
     again = call(capsys, *arguments, "--json")
     assert json.loads(again[1]) == row and f"loaded {row['record']}" in again[2]
-    few = f"{row['test_documents']} documents of test text are few to tell arms apart"
+    few = f"too few documents of test text to tell arms apart: {row['test_documents']}"
     assert row["test_tokens"] > 0 and few in err and "cut long ones into several" in err
     monkeypatch.setattr("rtl_core.__main__.FEW_DOCUMENTS", row["test_documents"])
-    assert "are few" not in call(capsys, *arguments)[2]
+    assert "too few" not in call(capsys, *arguments)[2]
     code, out, _ = call(capsys, *arguments)
     assert code == 0 and f"{row['test_perplexity_document']:.2f}" in out
     stored = json.loads((results_dir() / "local" / f"{row['record']}.json").read_text())["experiment"]

@@ -12,6 +12,7 @@ from rtl_core.batches import Batch
 from rtl_core.storage import StudyError
 from rtl_core.training import (
     AVERAGED_EVERY,
+    History,
     Loss,
     Optimisation,
     RunningMean,
@@ -82,7 +83,7 @@ def test_mean_loss_weights_batches_by_their_counts():
 
 
 @pytest.mark.parametrize("stop_at", [1, 3])
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, capsys, stop_at):
     expected, history = trained()
     objective, checkpoint, epochs = model(), tmp_path / "run.safetensors", []
 
@@ -99,8 +100,23 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_at):
     assert first.interrupted and len(first.rows) == stop_at
     resumed, second = trained(checkpoint=checkpoint)
     assert losses(second) == losses(history)
+    assert f"going on after epoch {stop_at}" in capsys.readouterr().err
     for name, value in expected.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("losses", "converged"),
+    [
+        ([3.0], False),
+        ([3.0, 2.9], False),
+        ([3.0, 2.995], True),
+        ([2.9, 3.0, 2.95], True),
+        ([3.0, 3.1, 2.9], False),
+    ],
+)
+def test_a_run_has_converged_when_its_last_epoch_gains_little_over_the_best_before(losses, converged):
+    assert History([{"valid_loss": loss} for loss in losses]).converged == converged
 
 
 def test_ctrl_c_keeps_what_was_learnt():
