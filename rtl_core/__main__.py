@@ -322,11 +322,8 @@ def _report(arguments) -> None:
         results = results.honest
     rows = json.loads(record_rows(results).to_json(orient="records"))
     across = tuple(name for size in sizes for name in size.across)
-    _show(
-        arguments,
-        rows,
-        None if arguments.json else markdown_table(compare(results, across=across, leaky=leaky)),
-    )
+    table = None if arguments.json else markdown_table(compare(results, across=across, leaky=leaky))
+    _show(arguments, rows, table)
 
 
 def _doctor(arguments) -> None:

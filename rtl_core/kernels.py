@@ -13,11 +13,9 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 LN2 = np.float32(math.log(2))
-FAR = np.float32(
-    2**24
-)  # how much more probable than the own word the drawn ones may be together, until it is looked
-# for the largest of them. From there no exponent is below LEAST_EXPONENT: numbers below 2^-126, which shares then
-# never are, slow a processor down a hundred times.
+# How much more probable than the own word the drawn ones may be together, until the largest of them is looked for;
+# from there no exponent is below LEAST_EXPONENT. So no share is below 2^-126: such numbers cost a hundred times more.
+FAR = np.float32(2**24)
 LEAST_EXPONENT = np.float32(-100)
 # Sums may be taken in any order, so that many numbers are added at a time; what is no number stays none. It takes a
 # second in each process: numba's cache on disk has no lock against two that write, and wants a place it may write to.

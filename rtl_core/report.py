@@ -162,10 +162,9 @@ def generated() -> dict[str, bytes]:
     for name, text, draw in _parts(results):
         if draw is not None:
             drawn[f"figures/{name}.svg"], captions[name] = _drawn(draw)
-            text += f"\n![{captions[name]}](../figures/{name}.svg)\n\n*{captions[name]}*\n"
+            text += f"\n{_shown(f'../figures/{name}.svg', captions[name])}\n"
         sections.append(text)
-    caption = captions["perplexity"]
-    block = f"{BEGIN}\n{markdown_table(compare(main))}\n![{caption}]({FIGURE})\n\n*{caption}*\n{END}"
+    block = f"{BEGIN}\n{markdown_table(compare(main))}\n{_shown(FIGURE, captions['perplexity'])}\n{END}"
     return {
         "README.md": f"{before}{block}{after}".encode(),
         "docs/sources.md": _sources_page(results).encode(),
@@ -248,6 +247,11 @@ def _answer(results: Results, name: str) -> tuple[str, str, Callable]:
     table = compare(found, across=study.across, leaky=study.leaky)
     text = f"The study `{name}` (`make study SIZE={name}`).\n\n{markdown_table(table)}"
     return name, f"## {QUESTIONS[name]}\n\n{text}", partial(study_figure, study, found, table)
+
+
+def _shown(path: str, caption: str) -> str:
+    """Returns a figure in Markdown, its caption also its alternative text."""
+    return f"![{caption}]({path})\n\n*{caption}*"
 
 
 def _named_runs(results: Results) -> tuple[str, str, Callable | None]:

@@ -62,8 +62,8 @@ def affine(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 class SampledLoss(torch.autograd.Function):
     """The sum over tokens of log(exp(t) + Σ_j exp(s_j)) - t: their own words' logits t, those s_j of a sample.
 
-    One pass over the logits (`kernels.softmax_rows`) leaves in their place what the gradient is made of: one pass
-    of a million numbers where the plain expression, which other devices take, makes a dozen.
+    One pass over the logits (`kernels.softmax_rows`), where the plain expression, which other devices take, makes a
+    dozen; it leaves in their place the shares that the gradient is made of.
     """
 
     @staticmethod
@@ -77,9 +77,8 @@ class SampledLoss(torch.autograd.Function):
         n, kind = len(hidden), torch.bfloat16 if bf16 else torch.float32
         padded = hidden.new_zeros(-(-n // PADDED) * PADDED, hidden.shape[1], dtype=kind)
         padded[:n] = hidden
-        logits = (
-            padded @ (weight[n:] * LOG2E).to(kind).T
-        )  # of rows that are not there: zero, and they stay so
+        # those of tokens that are not there are zero, and stay so
+        logits = padded @ (weight[n:] * LOG2E).to(kind).T
         of_bias = torch.zeros_like(bias)
         total = softmax_rows(*map(as_numpy, (logits[:n], bias * LOG2E, hidden, weight, of_bias)))
         ctx.save_for_backward(hidden, weight, padded, logits, of_bias)
@@ -180,9 +179,8 @@ def _of_part(hidden: torch.Tensor, blocks: list) -> torch.Tensor:
 
 def _add_exponentials(total: torch.Tensor, scaled: torch.Tensor, rows: torch.Tensor, offsets: torch.Tensor):
     """Adds to `total` each token's sum of exponentials over a block of words. Shapes: (n,), (n, D), (m, D), (m,)."""
-    if (
-        compiled_here(total) and torch.get_num_threads() == 1
-    ):  # several share out torch's passes, each its own rows
+    # several threads share out torch's passes, and each keeps its own rows in its cache
+    if compiled_here(total) and torch.get_num_threads() == 1:
         from rtl_core.kernels import add_exponentials
 
         add_exponentials(*map(as_numpy, (affine(scaled, rows), offsets, total)))

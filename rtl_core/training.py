@@ -359,7 +359,8 @@ def _resume(path, objective, optimiser, mean) -> tuple[list[dict], dict]:
     mean.count, values = int(notes.get("averaged", 0)), _part(tensors, "mean.")
     mean.values = [values[str(index)].to(mean.parameters[index].device) for index in range(len(values))]
     optimiser.load_state_dict({"state": states, "param_groups": groups})
-    say(f"going on after epoch {len(rows := json.loads(notes['rows']))}")
+    rows = json.loads(notes["rows"])
+    say(f"going on after epoch {len(rows)}")
     return rows, _part(tensors, "best.")
 
 
